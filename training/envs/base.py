@@ -1,0 +1,59 @@
+"""The interface of every simulator: a vector of environments that executes chunks of actions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vla.contract import PolicyContract
+from vla.types import Observation
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """Which episode to play. The same request gives the same episode, bit for bit."""
+
+    seed: int
+    variant: str = "in_distribution"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one chunk did, for `n` stepped environments and chunks of `C` actions.
+
+    rewards: float32 `[n, C]`, reward of each control step.
+    executed: bool `[n, C]`, False for the actions that come after the end of the episode.
+    terminated: bool `[n]`, the episode ended by success or failure.
+    truncated: bool `[n]`, the episode ended by its time limit.
+    success: bool `[n]`.
+    """
+
+    rewards: np.ndarray
+    executed: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    success: np.ndarray
+
+
+class VectorEnv(Protocol):
+    """`num_envs` environments behind one object. Nothing is rendered outside `observe`."""
+
+    num_envs: int
+    contract: PolicyContract
+    privileged_size: int
+
+    def reset(self, index: int, request: EpisodeRequest) -> None:
+        """Start an episode in environment `index`."""
+
+    def step(self, indices: Sequence[int], actions: np.ndarray) -> StepResult:
+        """Execute `actions` `[len(indices), C, D]` (contract units), stopping an episode at its end."""
+
+    def observe(self, indices: Sequence[int]) -> list[Observation]:
+        """Render and read the state of the named environments."""
+
+    def privileged(self, indices: Sequence[int]) -> np.ndarray:
+        """Simulator state for auxiliary losses, float32 `[len(indices), privileged_size]`; never a policy input."""
+
+    def close(self) -> None:
+        """Free the renderer."""

@@ -1,0 +1,590 @@
+"""Put-on-plate on an FR3 in MuJoCo: the embedded simulator.
+
+20 Hz delta end-effector control as on the arm: the commanded tool pose is integrated, one damped-least-squares step of
+inverse kinematics turns it into joint targets, a joint impedance follows them. Control delay and gains are drawn per
+episode. The FR3 model comes from the `franky-sim` package; its collision meshes are drawn, which is 20 times faster
+than the visual ones. Nothing is rendered outside `observe`.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import mujoco
+import numpy as np
+
+from training.envs.base import EpisodeRequest, StepResult
+from vla.adapters import tabletop as adapter
+from vla.contract import PolicyContract
+from vla.errors import SimrealError
+from vla.tasks import mjcf
+from vla.tasks.expert import Privileged
+from vla.tasks.put_on_plate import (
+    MAX_STEPS,
+    PLATE,
+    RATE_HZ,
+    TRAIN_OBJECTS,
+    UNSEEN_OBJECTS,
+    UNSEEN_RECEPTACLES,
+    Episode,
+    is_success,
+    sample_episode,
+)
+from vla.types import Observation
+
+TIMESTEP = 0.002
+SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
+PIECES = 5  # joint targets are interpolated in this many pieces per control step
+NOMINAL_JOINTS = np.array([0.0, 0.05, 0.0, -2.35, 0.0, 2.40, -0.7853])
+TOOL_OFFSET = 0.1034  # m from the hand frame to the tool centre
+IK_DAMPING = 0.03
+GRASP_REWARD = 0.1
+TABLE_TEXTURE = 64  # px
+PRIVILEGED = 17  # target, goal and tool position in m; target and goal in the image of each camera, -1..1
+
+
+class GraphicsError(SimrealError):
+    """MuJoCo cannot open an off-screen renderer."""
+
+
+@dataclass(frozen=True)
+class TabletopConfig:
+    """image_size: px; chunk: actions per decision; max_translation: m; max_rotation: rad, both per control step."""
+
+    image_size: int = 64
+    chunk: int = 8
+    max_translation: float = 0.02
+    max_rotation: float = 0.05
+
+
+def _table_texture(look: int) -> np.ndarray:
+    """A table top `[64, 64, 3]` uint8: a base colour with a pattern, fixed by its number."""
+    rng = np.random.default_rng([look, 4242])
+    base = rng.uniform(0.25, 0.85) * np.array([1.0, 1.0, 1.0]) + rng.uniform(-0.10, 0.10, 3)
+    other = np.clip(base + rng.uniform(-0.14, 0.14, 3), 0, 1)
+    y, x = np.mgrid[0:TABLE_TEXTURE, 0:TABLE_TEXTURE] / TABLE_TEXTURE
+    angle, frequency = rng.uniform(0, np.pi), rng.integers(2, 7)
+    wave = np.sin(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)))
+    kind = look % 4
+    if kind == 1:
+        wave = np.sign(wave)
+    elif kind == 2:
+        wave = np.sign(np.sin(2 * np.pi * frequency * x) * np.sin(2 * np.pi * frequency * y))
+    elif kind == 3:
+        wave = wave + 0.7 * rng.standard_normal(wave.shape)
+    blend = np.clip(0.5 + 0.5 * wave, 0, 1)[..., None]
+    return (255 * np.clip(base * blend + other * (1 - blend), 0, 1)).astype(np.uint8)
+
+
+def _fr3_asset() -> Path:
+    import franky_sim
+
+    return Path(franky_sim.__file__).parent / "assets" / "fr3.xml"
+
+
+def _robot_scene() -> ElementTree.Element:
+    """The FR3 with its collision meshes drawn, the pads as its only colliding parts, a tool site and two cameras."""
+    path = _fr3_asset()
+    root = ElementTree.parse(path).getroot()
+    compiler = root.find("compiler")
+    assert compiler is not None
+    compiler.set("meshdir", str(path.parent / "meshes"))
+    used = set()
+    for body in root.iter("body"):
+        body.set("gravcomp", "1")
+        for geom in list(body.findall("geom")):
+            kind, mesh = geom.get("class"), geom.get("mesh")
+            if kind == "visual" and mesh not in ("finger_0",):
+                body.remove(geom)
+            elif kind == "collision" and mesh == "finger_0":
+                body.remove(geom)
+            elif kind == "collision":
+                geom.attrib.update(contype="0", conaffinity="0", group="1", rgba="0.9 0.9 0.92 1")
+                used.add(mesh)
+            elif kind == "visual":
+                geom.attrib.update(group="1", rgba="0.25 0.25 0.28 1")
+                geom.attrib.pop("material", None)
+                used.add(mesh)
+            elif kind == "fingertip_pad_collision_1":
+                geom.attrib.update(
+                    name=f"{body.get('name')}_pad", group="3", friction="2 0.05 0.001", condim="4",
+                    solref="0.01 1", contype="1", conaffinity="1",
+                )  # fmt: skip
+            else:
+                body.remove(geom)
+        if body.get("name") == "hand":
+            ElementTree.SubElement(body, "site", name="tool", pos=f"0 0 {TOOL_OFFSET}")
+            ElementTree.SubElement(
+                body, "camera", name="wrist", pos="0.075 0 0.0", xyaxes="0 1 0 1 0 0.08",
+                fovy=str(adapter.WRIST_FOV_Y_DEG),
+            )  # fmt: skip
+    asset = root.find("asset")
+    assert asset is not None
+    for mesh_element in list(asset.findall("mesh")):
+        if mesh_element.get("name") not in used:
+            asset.remove(mesh_element)
+    for look in range(21):
+        ElementTree.SubElement(
+            asset, "texture", name=f"table{look}", type="2d", builtin="flat", width=str(TABLE_TEXTURE),
+            height=str(TABLE_TEXTURE), rgb1="1 1 1",
+        )  # fmt: skip
+        ElementTree.SubElement(asset, "material", name=f"table{look}", texture=f"table{look}", specular="0.1")
+    for key in root.findall("keyframe"):
+        root.remove(key)
+    actuator = root.find("actuator")
+    assert actuator is not None
+    hand = actuator.find("general")
+    assert hand is not None
+    # The asset's hand holds 2-4 N; this one squeezes like the real hand.
+    hand.attrib.update(gainprm=f"{1000 * 0.04 / 255:.8g} 0 0", biasprm="0 -1000 -40")
+    option = root.find("option")
+    assert option is not None
+    option.attrib.update(timestep=str(TIMESTEP), cone="pyramidal", integrator="implicitfast")
+    ElementTree.SubElement(option, "flag", midphase="disable")
+    visual = ElementTree.SubElement(root, "visual")
+    ElementTree.SubElement(visual, "quality", offsamples="0", shadowsize="0")
+    ElementTree.SubElement(visual, "headlight", ambient="0.45 0.45 0.45", diffuse="0.45 0.45 0.45", specular="0 0 0")
+    ElementTree.SubElement(visual, "global", offwidth="512", offheight="512")
+    ElementTree.SubElement(visual, "map", znear="0.01", zfar="10")
+    world = root.find("worldbody")
+    assert world is not None
+    ElementTree.SubElement(world, "light", pos="0.3 0.3 2", dir="0.1 -0.1 -1", diffuse="0.35 0.35 0.35", directional="true",
+                           castshadow="false")  # fmt: skip
+    ElementTree.SubElement(
+        world, "geom", name="table", type="box", size="0.6 0.7 0.05", pos="0.5 0 -0.05", material="table0", condim="4",
+        friction="1 0.005 0.0001", group="1",
+    )  # fmt: skip
+    ElementTree.SubElement(
+        world, "camera", name="third_person", pos="0.92 0 0.50", xyaxes="0 1 0 -0.70 0 0.714",
+        fovy=str(adapter.THIRD_PERSON_FOV_Y_DEG),
+    )  # fmt: skip
+    return root
+
+
+_ITEMS = {i.name: i for i in (*TRAIN_OBJECTS, *UNSEEN_OBJECTS, PLATE, *UNSEEN_RECEPTACLES)}
+_GEOM_FIELDS = (
+    "geom_type", "geom_condim", "geom_size", "geom_rbound", "geom_aabb", "geom_pos", "geom_quat", "geom_friction",
+    "geom_rgba", "geom_contype", "geom_conaffinity",
+)  # fmt: skip
+_BODY_FIELDS = ("body_mass", "body_inertia", "body_ipos", "body_iquat")
+
+
+def _library() -> mujoco.MjModel:
+    """One model with every item: the rows that `_dress` copies into the slots of a scene."""
+    root = ElementTree.Element("mujoco")
+    world = ElementTree.SubElement(root, "worldbody")
+    for name, item in _ITEMS.items():
+        mjcf.add_item(world, name, item, free=True)
+    return mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
+    """The robot with empty slots for `objects` free and `receptacles` fixed items."""
+    root = _robot_scene()
+    world = root.find("worldbody")
+    assert world is not None
+    filler = _ITEMS["red bottle"]
+    for index in range(objects):
+        mjcf.add_item(world, f"object{index}", filler, free=True)
+    for index in range(receptacles):
+        mjcf.add_item(world, f"receptacle{index}", filler, free=False)
+    model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
+    for look in range(21):
+        texture = model.texture(f"table{look}").id
+        start = model.tex_adr[texture]
+        data = _table_texture(look).reshape(-1)
+        model.tex_data[start : start + data.size] = data
+    return model
+
+
+class _Slot:
+    """One environment: its own model (items, gains and looks are written into it) and its own data."""
+
+    def __init__(self, models: dict[tuple[int, int], mujoco.MjModel], library: mujoco.MjModel, config: TabletopConfig):
+        self._templates = models
+        self._own: dict[tuple[int, int], tuple[mujoco.MjModel, mujoco.MjData]] = {}
+        self._library = library
+        self._config = config
+        self.episode: Episode | None = None
+
+    def reset(self, episode: Episode) -> None:
+        """Build the episode: dress the slots, draw gains and delay, solve the start pose, let things settle."""
+        key = (len(episode.objects), len(episode.receptacles))
+        if key not in self._own:
+            if key not in self._templates:
+                self._templates[key] = _scene_model(*key)
+            model = copy.copy(self._templates[key])
+            self._own[key] = (model, mujoco.MjData(model))
+        self.model, self.data = self._own[key]
+        self.episode = episode
+        model, data = self.model, self.data
+        template = self._templates[key]
+        rng = np.random.default_rng([episode.seed, 77])
+        mujoco.mj_resetData(model, data)
+        for index, placement in enumerate(episode.objects):
+            self._dress(f"object{index}", placement.item.name)
+            half = placement.yaw / 2
+            data.joint(f"object{index}_joint").qpos[:] = [
+                placement.x, placement.y, placement.item.half_height, np.cos(half), 0, 0, np.sin(half)
+            ]  # fmt: skip
+        for index, placement in enumerate(episode.receptacles):
+            self._dress(f"receptacle{index}", placement.item.name)
+            body = model.body(f"receptacle{index}")
+            half = placement.yaw / 2
+            body.pos[:] = [placement.x, placement.y, placement.item.half_height]
+            body.quat[:] = [np.cos(half), 0, 0, np.sin(half)]
+        model.geom("table").matid[:] = model.material(f"table{episode.table}").id
+        gain = rng.uniform(0.8, 1.2)
+        model.actuator_gainprm[:7] = template.actuator_gainprm[:7]
+        model.actuator_biasprm[:7] = template.actuator_biasprm[:7]
+        model.actuator_gainprm[:7, 0] *= gain
+        model.actuator_biasprm[:7, 1] *= gain
+        model.actuator_biasprm[:7, 2] *= rng.uniform(0.4, 0.7)  # the asset's damping lags by 0.1 s
+        light = rng.uniform(0.85, 1.15)
+        model.vis.headlight.ambient[:] = template.vis.headlight.ambient * light
+        self.delay = int(rng.integers(0, 4))  # pieces of a control step (10 ms each)
+        self._tool = model.site("tool").id
+        self._target_body = model.body("object0").id
+        self._pads = {model.geom("left_finger_pad").id, model.geom("right_finger_pad").id}
+        self._target_geoms = set(range(model.body("object0").geomadr[0], model.body("object0").geomadr[0] + mjcf.MAX_PARTS))
+        data.qpos[:7] = NOMINAL_JOINTS
+        data.qpos[7:9] = 0.04
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        self._down = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+        turn = np.zeros(4)
+        _rotation_vector_to_quaternion(turn, np.asarray(episode.start_rotation))
+        matrix = np.zeros(9)
+        mujoco.mju_quat2Mat(matrix, turn)
+        self.command_position = np.asarray(episode.start_position, dtype=np.float64).copy()
+        self.command_rotation = matrix.reshape(3, 3) @ self._down
+        for _ in range(12):
+            data.qpos[:7] += self._joint_step(data.qpos[:7], limit=0.5)
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+        self.target_joints = data.qpos[:7].copy()
+        data.ctrl[:7] = self.target_joints
+        data.ctrl[7] = 255
+        self.pending = [self.target_joints.copy() for _ in range(self.delay)]
+        mujoco.mj_forward(model, data)
+        self.step_count = 0
+        self.frame_count = 0
+        self.was_grasped = self.was_grasped_twice = False
+        self.grasped_steps = 0
+        self.reward_level = 0.0
+
+    def _dress(self, slot: str, item: str) -> None:
+        """Copy an item's geometry, inertia and looks from the library into a slot."""
+        source, target = self._library.body(item), self.model.body(slot)
+        for field in _BODY_FIELDS:
+            getattr(self.model, field)[target.id] = getattr(self._library, field)[source.id]
+        count = int(source.geomnum[0])
+        for index in range(mjcf.MAX_PARTS):
+            row = int(target.geomadr[0]) + index
+            if index < count:
+                for field in _GEOM_FIELDS:
+                    getattr(self.model, field)[row] = getattr(self._library, field)[int(source.geomadr[0]) + index]
+            else:
+                self.model.geom_contype[row] = self.model.geom_conaffinity[row] = 0
+                self.model.geom_rgba[row, 3] = 0.0
+        if slot.startswith("object"):
+            self.model.body_invweight0[target.id] = self._library.body_invweight0[source.id]
+            start, library_start = int(target.dofadr[0]), int(source.dofadr[0])
+            self.model.dof_invweight0[start : start + 6] = self._library.dof_invweight0[library_start : library_start + 6]
+        self.model.body_subtreemass[target.id] = source.mass[0]
+
+    def _joint_step(self, joints: np.ndarray, limit: float) -> np.ndarray:
+        """One damped-least-squares step `[7]` rad from `joints` towards the commanded pose (Wampler 1986)."""
+        model, data = self.model, self.data
+        error = np.zeros(6)
+        error[:3] = self.command_position - data.site_xpos[self._tool]
+        current = data.site_xmat[self._tool].reshape(3, 3)
+        wanted = self.command_rotation
+        error[3:] = 0.5 * (
+            np.cross(current[:, 0], wanted[:, 0]) + np.cross(current[:, 1], wanted[:, 1])
+            + np.cross(current[:, 2], wanted[:, 2])
+        )  # fmt: skip
+        jacobian = np.zeros((6, model.nv))
+        mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._tool)
+        j = jacobian[:, :7]
+        return np.clip(j.T @ np.linalg.solve(j @ j.T + IK_DAMPING**2 * np.eye(6), error), -limit, limit)
+
+    def control_step(self, command: adapter.TabletopCommand) -> None:
+        """Advance by one control step: integrate the command, solve the joints, follow them."""
+        model, data, config = self.model, self.data, self._config
+        episode = self.episode
+        assert episode is not None
+        move = episode.disturbance
+        if move.move_at_step == self.step_count and not self.was_grasped and move.move_to is not None:
+            joint = data.joint("object0_joint")
+            joint.qpos[:3] = [*move.move_to, episode.objects[0].item.half_height]
+            joint.qvel[:] = 0.0
+        self.command_position = self.command_position + np.clip(
+            command.delta_translation, -config.max_translation, config.max_translation
+        )
+        self.command_position[2] = max(self.command_position[2], 0.012)
+        turn, matrix = np.zeros(4), np.zeros(9)
+        _rotation_vector_to_quaternion(turn, np.clip(command.delta_rotation, -config.max_rotation, config.max_rotation))
+        mujoco.mju_quat2Mat(matrix, turn)
+        self.command_rotation = matrix.reshape(3, 3) @ self.command_rotation
+        # Kinematics at the commanded joints, not the measured ones: no drift, and gravity sag is not chased.
+        measured = data.qpos[:7].copy()
+        data.qpos[:7] = self.target_joints
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        goal = self.target_joints + self._joint_step(self.target_joints, limit=0.15)
+        data.qpos[:7] = measured
+        previous = self.target_joints
+        self.target_joints = np.clip(goal, model.jnt_range[:7, 0], model.jnt_range[:7, 1])
+        data.ctrl[7] = 255 if command.gripper_open else 0
+        for piece in range(1, PIECES + 1):
+            self.pending.append(previous + (self.target_joints - previous) * (piece / PIECES))
+            data.ctrl[:7] = self.pending.pop(0)
+            mujoco.mj_step(model, data, nstep=SUBSTEPS // PIECES)
+        self.step_count += 1
+
+    def touching(self) -> tuple[bool, bool]:
+        """Whether the left and the right pad touch the target."""
+        touched = set()
+        for pair in self.data.contact.geom[: self.data.ncon]:
+            a, b = int(pair[0]), int(pair[1])
+            if a in self._target_geoms and b in self._pads:
+                touched.add(b)
+            elif b in self._target_geoms and a in self._pads:
+                touched.add(a)
+        left, right = sorted(self._pads)
+        return left in touched, right in touched
+
+    def gripper_width(self) -> float:
+        return float(self.data.qpos[7] + self.data.qpos[8])
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward of the last control step (difference of 0.1 grasp + 0.1 held grasp + 1 success) and success."""
+        assert self.episode is not None
+        left, right = self.touching()
+        grasped = left and right
+        self.grasped_steps = self.grasped_steps + 1 if grasped else 0
+        position = self.data.xpos[self._target_body]
+        lifted = position[2] > self.episode.objects[0].item.half_height + 0.02
+        self.was_grasped = self.was_grasped or grasped
+        self.was_grasped_twice = self.was_grasped_twice or (self.grasped_steps >= 3 and lifted)
+        speed = float(np.linalg.norm(self.data.joint("object0_joint").qvel[:3]))
+        success = is_success(self.episode, position, speed, self.gripper_width(), left or right)
+        level = GRASP_REWARD * self.was_grasped + GRASP_REWARD * self.was_grasped_twice + 1.0 * success
+        reward, self.reward_level = level - self.reward_level, level
+        return reward, success
+
+    def expert_view(self) -> Privileged:
+        episode = self.episode
+        assert episode is not None
+        goal = episode.receptacles[0]
+        quaternion, tilt = np.zeros(4), np.zeros(3)
+        mujoco.mju_mat2Quat(quaternion, (self._down @ self.command_rotation.T).reshape(-1))
+        mujoco.mju_quat2Vel(tilt, quaternion, 1.0)
+        return Privileged(
+            target=self.data.xpos[self._target_body].copy(),
+            goal=np.array([goal.x, goal.y, goal.item.half_height]),
+            goal_top=2 * goal.item.half_height,
+            half_height=episode.objects[0].item.half_height,
+            commanded=self.command_position.copy(),
+            measured=self.data.site_xpos[self._tool].copy(),
+            tilt=tilt,
+            width=self.gripper_width(),
+        )
+
+    def privileged(self) -> np.ndarray:
+        assert self.episode is not None
+        goal = self.episode.receptacles[0]
+        target, place = self.data.xpos[self._target_body], np.array([goal.x, goal.y, goal.item.half_height])
+        pixels = [self.pixel(camera, point) for camera in adapter.CAMERAS for point in (target, place)]
+        return np.concatenate([target, place, self.data.site_xpos[self._tool], *pixels]).astype(np.float32)
+
+    def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
+        """Image coordinates `[2]` of a point (x right, y down, -1..1 at the borders); NaN outside the image."""
+        number = self.model.camera(camera).id
+        x, y, z = self.data.cam_xmat[number].reshape(3, 3).T @ (point - self.data.cam_xpos[number])
+        if z > -1e-3:
+            return np.full(2, np.nan)
+        scale = np.tan(np.deg2rad(self.model.cam_fovy[number]) / 2)
+        uv = np.array([x, -y]) / (-z * scale)
+        return uv if np.abs(uv).max() <= 1.0 else np.full(2, np.nan)
+
+
+def _rotation_vector_to_quaternion(result: np.ndarray, vector: np.ndarray) -> None:
+    angle = float(np.linalg.norm(vector))
+    axis = vector / angle if angle > 1e-12 else np.array([0.0, 0.0, 1.0])
+    mujoco.mju_axisAngle2Quat(result, axis, angle)
+
+
+class _Renderer:
+    """Off-screen images of any slot: meshes and textures are the same in every scene, so one GL context serves all."""
+
+    def __init__(self, model: mujoco.MjModel, size: int):
+        self.size = size
+        try:
+            self._gl = mujoco.GLContext(size, size)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # whatever the GL loader raises
+            raise GraphicsError(
+                f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}. "
+                "Install libegl1 or libosmesa6 and set MUJOCO_GL=egl or MUJOCO_GL=osmesa; `vla doctor` tests both."
+            ) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=200)
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = [1, 1, 1, 0, 0, 0]
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._view = mujoco.MjrRect(0, 0, size, size)
+        self._pixels = np.zeros((size, size, 3), np.uint8)
+
+    def image(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> np.ndarray:
+        """RGB `[size, size, 3]` uint8."""
+        self._gl.make_current()
+        self._camera.fixedcamid = model.camera(camera).id
+        mujoco.mjv_updateScene(
+            model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        mujoco.mjr_render(self._view, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._view, self._context)
+        return self._pixels[::-1].copy()
+
+    def mask(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str, geom: int) -> np.ndarray:
+        """Bool `[size, size]`, the pixels that show a geom."""
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+        try:
+            colors = self.image(model, data, camera).astype(np.int32)
+        finally:
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = False
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
+        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        wanted = [g.segid + 1 for g in self._scene.geoms[: self._scene.ngeom] if g.objid == geom]
+        return np.isin(ids, wanted)
+
+    def close(self) -> None:
+        self._context.free()
+        self._gl.free()
+
+
+class Tabletop:
+    """`VectorEnv` of put-on-plate episodes; `privileged` is described at `PRIVILEGED`."""
+
+    privileged_size = PRIVILEGED
+
+    def __init__(self, num_envs: int, config: TabletopConfig | None = None):
+        self.config = config or TabletopConfig()
+        self.num_envs = num_envs
+        self.contract: PolicyContract = adapter.tabletop_contract(
+            image_size=self.config.image_size,
+            chunk=self.config.chunk,
+            max_translation=self.config.max_translation,
+            max_rotation=self.config.max_rotation,
+            rate_hz=RATE_HZ,
+        )
+        models: dict[tuple[int, int], mujoco.MjModel] = {(2, 1): _scene_model(2, 1)}
+        library = _library()
+        self.slots = [_Slot(models, library, self.config) for _ in range(num_envs)]
+        self._renderer: _Renderer | None = None
+        self._spectator: _Renderer | None = None
+
+    def reset(self, index: int, request: EpisodeRequest) -> None:
+        self.slots[index].reset(sample_episode(request.seed, request.variant))
+
+    def lay_out(self, index: int, episode: Episode) -> None:
+        """Start an episode of one's own making."""
+        self.slots[index].reset(episode)
+
+    def step(self, indices: Sequence[int], actions: np.ndarray) -> StepResult:
+        count, chunk = actions.shape[:2]
+        rewards = np.zeros((count, chunk), np.float32)
+        executed = np.zeros((count, chunk), bool)
+        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        for row, index in enumerate(indices):
+            slot = self.slots[index]
+            for t in range(chunk):
+                slot.control_step(adapter.command(actions[row, t]))
+                rewards[row, t], terminated[row] = slot.judge()
+                executed[row, t] = True
+                if terminated[row] or slot.step_count >= MAX_STEPS:
+                    break
+            truncated[row] = not terminated[row] and slot.step_count >= MAX_STEPS
+        return StepResult(rewards, executed, terminated, truncated, terminated.copy())
+
+    def observe(self, indices: Sequence[int]) -> list[Observation]:
+        return [self._observe(self.slots[index]) for index in indices]
+
+    def _observe(self, slot: _Slot) -> Observation:
+        episode = slot.episode
+        assert episode is not None
+        images = {name: self._image(slot, name) for name in ("third_person", "wrist")}
+        slot.frame_count += 1
+        quaternion = np.zeros(4)
+        mujoco.mju_mat2Quat(quaternion, slot.data.site_xmat[slot._tool])
+        native = {
+            **images,
+            "eef_pos": slot.data.site_xpos[slot._tool].copy(),
+            "eef_quat_wxyz": quaternion,
+            "commanded_pos": slot.command_position.copy(),
+            "gripper_width": slot.gripper_width(),
+            "time": slot.data.time,
+        }
+        return adapter.observation(native, episode.instruction)
+
+    def _image(self, slot: _Slot, camera: str) -> np.ndarray:
+        episode = slot.episode
+        assert episode is not None
+        if self._renderer is None:
+            self._renderer = _Renderer(slot.model, self.config.image_size)
+        image = self._renderer.image(slot.model, slot.data, camera)
+        mix = episode.disturbance
+        if mix.noise_mix or mix.texture_mix:
+            noise = _noise_image([episode.seed, slot.frame_count, camera == "wrist"], self.config.image_size)
+            if mix.noise_mix:
+                image = _blend(image, noise, mix.noise_mix)
+            else:
+                table = self._renderer.mask(slot.model, slot.data, camera, slot.model.geom("table").id)
+                image = np.where(table[..., None], _blend(image, noise, mix.texture_mix), image)
+        return image
+
+    def privileged(self, indices: Sequence[int]) -> np.ndarray:
+        return np.stack([self.slots[index].privileged() for index in indices])
+
+    def picture(self, index: int, size: int = 192) -> np.ndarray:
+        """A third-person image for people `[size, size, 3]` uint8; no policy sees it."""
+        slot = self.slots[index]
+        if self._spectator is None or self._spectator.size != size:
+            self._spectator = _Renderer(slot.model, size)
+        return self._spectator.image(slot.model, slot.data, "third_person")
+
+    def expert_view(self, index: int) -> Privileged:
+        """What the scripted expert is told about environment `index`."""
+        return self.slots[index].expert_view()
+
+    def close(self) -> None:
+        for renderer in (self._renderer, self._spectator):
+            if renderer is not None:
+                renderer.close()
+        self._renderer = self._spectator = None
+
+
+def _blend(image: np.ndarray, noise: np.ndarray, mix: float) -> np.ndarray:
+    return ((1 - mix) * image + mix * noise).astype(np.uint8)
+
+
+def _noise_image(key: list[int], size: int) -> np.ndarray:
+    """A new coloured pattern of soft blotches `[size, size, 3]` for every frame."""
+    rng = np.random.default_rng(key)
+    coarse = rng.uniform(0, 255, (size // 8, size // 8, 3))
+    fine = rng.uniform(0, 255, (size // 2, size // 2, 3))
+    return 0.6 * np.kron(coarse, np.ones((8, 8, 1))) + 0.4 * np.kron(fine, np.ones((2, 2, 1)))
+
+
+def make(num_envs: int, **options: Any) -> Tabletop:
+    """The entry of the registry; options are the fields of `TabletopConfig`."""
+    return Tabletop(num_envs, TabletopConfig(**options))

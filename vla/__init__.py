@@ -1,0 +1,1 @@
+"""The policy and its contract: what is identical in simulation and on the robot."""

@@ -1,0 +1,1 @@
+"""One module per embodiment: native observation -> Observation, a row of an ActionChunk -> native command."""

@@ -1,0 +1,287 @@
+"""The deployable bundle: a folder that a simulator, a robot and a replay load alike. It never holds a pickle.
+
+model.safetensors   weights                    contract.json    what the policy needs
+model.json          configuration              transforms.json  the codec's chains
+tokenizer.json, tokenizer_config.json          statistics.json  normalisation
+provenance.json     commit, resolved configuration, seed, training curve
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from vla import schema
+from vla.codec import Codec, InputTransforms, OutputTransforms
+from vla.contract import PolicyContract
+from vla.errors import CodedError, Fault, SimrealError
+from vla.policy import Policy, Provenance, build, model_settings
+from vla.statistics import Statistics
+from vla.tokenizer import InstructionTokenizer
+from vla.transforms import InstructionFormat, UniformBins, from_data, to_data
+
+FILES = (
+    "model.safetensors",
+    "model.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "statistics.json",
+    "contract.json",
+    "transforms.json",
+    "provenance.json",
+)
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
+TRANSFORMS_VERSION = 1
+COPY_AGAIN = "Copy the checkpoint again from where it was written, or choose another one."
+
+
+class CheckpointError(CodedError):
+    """A checkpoint can't be written or read."""
+
+
+def save(
+    policy: Policy, folder: str | Path, provenance: Provenance | None = None, overwrite: bool = False
+) -> None:
+    """Write the checkpoint beside `folder` and rename it: a kill never leaves half of one under that name.
+
+    An existing folder is an error, unless `overwrite`: then it is moved away just before and deleted after.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not overwrite:
+        remedy = "Choose another name, or pass overwrite=True."
+        raise CheckpointError(
+            Fault("CHECKPOINT_EXISTS", str(target), "a new folder", "an existing one", remedy)
+        )
+    if target.exists() and not (target / "contract.json").is_file():
+        remedy = "Choose another name; only a checkpoint is ever replaced."
+        raise CheckpointError(
+            Fault("NOT_A_CHECKPOINT", str(target), "a checkpoint", "something else", remedy)
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    temporary.chmod(0o755)
+    try:
+        _write(policy, temporary, provenance or policy.provenance)
+        if target.exists():
+            old = temporary.with_suffix(".old")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> Policy:
+    """Read a checkpoint, check that it is whole and fits what `consumer` offers; the model is on the CPU.
+
+    Raises CheckpointError for the files and ContractError for a contract that does not fit.
+    offered: None leaves out the check, for tools that don't run the policy.
+    """
+    root = Path(folder)
+    _check_files(root)
+    contract = PolicyContract.from_json(_text(root, "contract.json"))
+    if offered is not None:
+        contract.check(offered, consumer)
+    statistics = Statistics.from_json(_text(root, "statistics.json"))
+    if statistics.hash != contract.statistics_hash:
+        raise CheckpointError(
+            Fault(
+                "STATISTICS_HASH",
+                "statistics.json",
+                str(contract.statistics_hash),
+                statistics.hash,
+                COPY_AGAIN,
+            )
+        )
+    inputs, outputs = _read_transforms(_text(root, "transforms.json"))
+    codec = Codec(contract, statistics, inputs, outputs, _read_tokenizer(root))
+    provenance = schema.load(Provenance, _text(root, "provenance.json"), "provenance", CheckpointError)
+    model = _read_model(root)
+    return Policy(codec, model.eval(), provenance)
+
+
+def _write(policy: Policy, folder: Path, provenance: Provenance) -> None:
+    codec = policy.codec
+    transforms = {
+        "version": TRANSFORMS_VERSION,
+        "images": [to_data(step) for step in codec.inputs.images],
+        "state": [to_data(step) for step in codec.inputs.state],
+        "instruction": to_data(codec.inputs.instruction),
+        "action": [to_data(step) for step in codec.outputs.action],
+        "bins": to_data(codec.outputs.bins),
+    }
+    texts = {
+        "model.json": _json(model_settings(policy.model)),
+        "statistics.json": codec.statistics.to_json(),
+        "contract.json": codec.contract.to_json(),
+        "transforms.json": _json(transforms),
+        "provenance.json": _json(asdict(provenance)),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    codec.tokenizer.save(folder)
+    save_model(policy.model, str(folder / "model.safetensors"))
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_files(root: Path) -> None:
+    if not root.is_dir():
+        remedy = "Check the path; a checkpoint is a folder."
+        raise CheckpointError(Fault("CHECKPOINT_MISSING", str(root), "a folder", "nothing or a file", remedy))
+    faults = [
+        Fault(
+            "PICKLE",
+            str(path.relative_to(root)),
+            "no pickled file",
+            path.name,
+            "Remove it; weights come as safetensors.",
+        )
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in PICKLES
+    ]
+    faults += [
+        Fault("FILE_MISSING", name, "a file", "nothing", COPY_AGAIN)
+        for name in FILES
+        if not (root / name).is_file()
+    ]
+    if faults:
+        raise CheckpointError(*faults)
+
+
+def _text(root: Path, name: str) -> str:
+    try:
+        return (root / name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise CheckpointError(
+            Fault("NOT_JSON", name, "text in UTF-8", "other bytes", COPY_AGAIN)
+        ) from problem
+
+
+def _read_transforms(text: str) -> tuple[InputTransforms, OutputTransforms]:
+    data = schema.parse(text, "transforms", CheckpointError)
+    keys = {"version", "images", "state", "instruction", "action", "bins"}
+    if not isinstance(data, dict) or set(data) != keys or data["version"] != TRANSFORMS_VERSION:
+        found = repr(sorted(data))[:80] if isinstance(data, dict) else type(data).__name__
+        expected = f"the keys {sorted(keys)}, version {TRANSFORMS_VERSION}"
+        raise CheckpointError(Fault("TRANSFORMS", "transforms.json", expected, found, COPY_AGAIN))
+
+    def chain(key: str) -> tuple[Any, ...]:
+        if not isinstance(data[key], list):
+            raise CheckpointError(
+                Fault("TRANSFORMS", f"transforms.{key}", "a list", repr(data[key])[:60], COPY_AGAIN)
+            )
+        return tuple(from_data(step, f"transforms.{key}[{i}]") for i, step in enumerate(data[key]))
+
+    instruction = from_data(data["instruction"], "transforms.instruction")
+    bins = from_data(data["bins"], "transforms.bins")
+    if not isinstance(instruction, InstructionFormat) or not isinstance(bins, UniformBins):
+        found = f"{type(instruction).__name__}, {type(bins).__name__}"
+        expected = "InstructionFormat, UniformBins"
+        raise CheckpointError(
+            Fault("TRANSFORMS", "transforms.instruction, bins", expected, found, COPY_AGAIN)
+        )
+    return InputTransforms(chain("images"), chain("state"), instruction), OutputTransforms(
+        chain("action"), bins
+    )
+
+
+def _read_tokenizer(root: Path) -> InstructionTokenizer:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        schema.parse(_text(root, name), name, CheckpointError)
+    try:
+        return InstructionTokenizer.load(root)
+    except Exception as problem:  # the tokenizers library raises bare Exception for a foreign file
+        if isinstance(problem, CodedError):
+            raise
+        found = f"{type(problem).__name__}: {str(problem)[:120]}"
+        raise CheckpointError(
+            Fault("TOKENIZER", "tokenizer.json", "a tokenizer", found, COPY_AGAIN)
+        ) from problem
+
+
+def _read_model(root: Path) -> nn.Module:
+    config = schema.parse(_text(root, "model.json"), "model", CheckpointError)
+    try:
+        model = build(config)
+    except (SimrealError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        if isinstance(problem, CodedError):
+            raise
+        found = f"{type(problem).__name__}: {problem}"
+        remedy = "Load it with the version that wrote it. " + COPY_AGAIN
+        raise CheckpointError(
+            Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)
+        ) from problem
+    path = root / "model.safetensors"
+    try:
+        _check_weights(model, path)
+        load_model(model, str(path))
+    except SafetensorError as problem:
+        found = str(problem)[:160]
+        raise CheckpointError(
+            Fault("WEIGHTS_DAMAGED", path.name, "a whole file", found, COPY_AGAIN)
+        ) from problem
+    except RuntimeError as problem:
+        found = " ".join(str(problem).split())[:300]
+        raise CheckpointError(
+            Fault("WEIGHTS_MISMATCH", path.name, "the model's tensors", found, COPY_AGAIN)
+        ) from problem
+    return model
+
+
+def _check_weights(model: nn.Module, path: Path) -> None:
+    """Every tensor in the file has name, shape and type of one of the model's, so that none is cast."""
+    own = model.state_dict()
+    faults = []
+    with safe_open(str(path), framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            part = file.get_slice(name)
+            found = (list(part.get_shape()), part.get_dtype())
+            expected = (list(own[name].shape), _safetensors_name(own[name].dtype)) if name in own else None
+            if found != expected:
+                faults.append(
+                    Fault("WEIGHTS_MISMATCH", name, str(expected or "no such tensor"), str(found), COPY_AGAIN)
+                )
+    if faults:
+        raise CheckpointError(*faults[:5])
+
+
+def _safetensors_name(dtype: torch.dtype) -> str:
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+    return names[dtype]

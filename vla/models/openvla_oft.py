@@ -1,0 +1,138 @@
+"""OpenVLA-OFT: vision towers, projector, Llama, and a chunk of action tokens decoded in one bidirectional pass.
+
+Kim et al. 2025 (OpenVLA-OFT). The sequence is BOS, image tokens, proprioception, instruction, action placeholders; all
+attend to all. The hidden state at the last prompt token feeds the value head, as in RLinf.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from vla.models.vision import ConvTower, ConvTowerConfig
+
+BOS = 1
+
+
+class VLAOutput(NamedTuple):
+    """logits: `[B, C, D, bins]`; values: `[B, V]`; auxiliary: `[B, A]` or None."""
+
+    logits: torch.Tensor
+    values: torch.Tensor
+    auxiliary: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class OFTConfig:
+    """cameras, state_dim, prompt_length: sizes of the inputs; chunk x action_dim tokens of n_bins come out.
+
+    values: 1 for a chunk-level value, `chunk` for one per action. detach_value: keep value gradients out of the trunk.
+    auxiliary: size of an auxiliary regression target (privileged simulator state, in m), 0 for none.
+    """
+
+    vision: ConvTowerConfig = field(default_factory=ConvTowerConfig)
+    cameras: int = 2
+    state_dim: int = 11
+    prompt_length: int = 48
+    vocabulary: int = 512
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate: int = 320
+    chunk: int = 8
+    action_dim: int = 7
+    tokens_per_placeholder: int = 7
+    n_bins: int = 256
+    values: int = 1
+    detach_value: bool = True
+    auxiliary: int = 9
+
+
+def _mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(inputs, size), nn.GELU()]
+        inputs = size
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+class OpenVLAOFT(nn.Module):
+    """See the module's docstring. `config` is the JSON-able dict that `build_model` takes back."""
+
+    def __init__(self, config: OFTConfig):
+        super().__init__()
+        self.settings = config
+        self.config: dict[str, Any] = {"class": "openvla_oft", **asdict(config)}
+        h = config.hidden
+        self.placeholder_count = config.chunk * config.action_dim // config.tokens_per_placeholder
+        self.vision_backbone = nn.ModuleList(ConvTower(config.vision, h, h) for _ in range(config.cameras))
+        self.projector = _mlp(h, (2 * h,), h)
+        self.proprio_projector = _mlp(config.state_dim, (h,), h)
+        self.language_model = LlamaModel(
+            LlamaConfig(
+                vocab_size=config.vocabulary, hidden_size=h, intermediate_size=config.intermediate,
+                num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+                max_position_embeddings=512, rms_norm_eps=1e-6, pad_token_id=0, bos_token_id=BOS,
+                attn_implementation="sdpa",
+            )
+        )  # fmt: skip
+        self.language_model.config.is_causal = False
+        self.placeholders = nn.Parameter(0.02 * torch.randn(self.placeholder_count, h))
+        self.action_head = nn.Linear(h, config.tokens_per_placeholder * config.n_bins, bias=False)
+        self.value_head = _mlp(h, (512, 128), config.values)
+        self.auxiliary_head = _mlp(h, (128,), config.auxiliary) if config.auxiliary else None
+        nn.init.normal_(self.language_model.embed_tokens.weight, std=0.5 / h**0.25)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "OpenVLAOFT":
+        fields = {k: v for k, v in config.items() if k not in ("class", "vision")}
+        vision = dict(config.get("vision", {}))
+        if "widths" in vision:
+            vision["widths"] = tuple(vision["widths"])
+        return cls(OFTConfig(vision=ConvTowerConfig(**vision), **fields))
+
+    def forward(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> VLAOutput:
+        """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0."""
+        c = self.settings
+        # The batch's longest prompt sets the length: padding is on the left, so cutting it changes nothing else.
+        tokens = tokens[:, -max(1, int((tokens != 0).sum(1).max())) :]
+        pixels = images.permute(1, 0, 4, 2, 3).to(state.dtype) / 127.5 - 1.0
+        embedded = self.language_model.embed_tokens(tokens)
+        valid = tokens != 0
+        text = (embedded * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        vision = torch.cat([tower(p, text) for tower, p in zip(self.vision_backbone, pixels, strict=True)], 1)
+        bos = self.language_model.embed_tokens(tokens.new_full((len(tokens), 1), BOS))
+        prefix = torch.cat([bos, self.projector(vision), self.proprio_projector(state)[:, None]], 1)
+        steps = self.placeholder_count
+        sequence = torch.cat([prefix, embedded, self.placeholders.expand(len(tokens), -1, -1)], 1)
+        present = torch.cat([valid.new_ones(prefix.shape[:2]), valid, valid.new_ones(len(tokens), steps)], 1)
+        positions = (present.long().cumsum(1) - 1).clamp(min=0)
+        hidden = self.language_model(
+            inputs_embeds=sequence,
+            attention_mask=present[:, None, None, :].expand(-1, 1, sequence.shape[1], -1),
+            position_ids=positions,
+            use_cache=False,
+            is_causal=False,
+        ).last_hidden_state
+        decoded = hidden[:, -steps - 1 : -1]  # read from the last prompt token on
+        logits = self.action_head(decoded).float().reshape(len(tokens), c.chunk, c.action_dim, c.n_bins)
+        summary = hidden[:, -steps - 1]
+        values = self.value_head(summary.detach() if c.detach_value else summary).float()
+        auxiliary = None if self.auxiliary_head is None else 0.1 * self.auxiliary_head(summary).float()
+        return VLAOutput(logits, values, auxiliary)
+
+
+def smoothed_cross_entropy(logits: torch.Tensor, tokens: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Cross-entropy against a Gaussian over neighbouring bins (HL-Gauss, Imani and White 2018), `tokens.shape`.
+
+    sigma is in bins; 0 is the plain cross-entropy. It tells a small model that bins are ordered.
+    """
+    log_probs = F.log_softmax(logits, -1)
+    if sigma == 0:
+        return -log_probs.gather(-1, tokens[..., None])[..., 0]
+    bins = torch.arange(logits.shape[-1], device=logits.device)
+    weights = torch.softmax(-0.5 * ((bins - tokens[..., None]) / sigma) ** 2, -1)
+    return -(weights * log_probs).sum(-1)

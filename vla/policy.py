@@ -1,0 +1,220 @@
+"""Policy: the contract, the transforms and the model as one object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla.codec import Codec as Codec
+from vla.contract import PolicyContract
+from vla.errors import CodedError, Fault
+from vla.models import action_tokens
+from vla.statistics import Statistics
+from vla.tokenizer import InstructionTokenizer
+from vla.types import ActionChunk, ModelInputs, Observation
+
+
+class PolicyError(CodedError):
+    """The model does not fit the codec, or an observation can't be answered."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a policy comes from.
+
+    commit: of the code; "" if unknown. config: the resolved configuration of the run. seed: of the run.
+    curve: summary of the training curve, metric name -> number.
+    """
+
+    commit: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    curve: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """tokens: int64 `[B, C, D]`. log_probs: float32 `[B, C, D]`. values: float32 `[B, V]`."""
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All float32. log_probs, entropy: `[B, C, D]`. values: `[B, V]`. auxiliary: `[B, A]` or None."""
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor
+    auxiliary: torch.Tensor | None
+
+
+class Policy:
+    """A codec and a model that agree on chunk, action dimension and number of bins."""
+
+    def __init__(self, codec: Codec, model: nn.Module, provenance: Provenance | None = None) -> None:
+        self.codec = codec
+        self.model = model
+        self.provenance = provenance or Provenance()
+        faults = _misfits(codec, model)
+        if faults:
+            raise PolicyError(*faults)
+
+    @staticmethod
+    def untrained(
+        model_config: dict[str, Any],
+        contract: PolicyContract,
+        statistics: Statistics,
+        tokenizer: InstructionTokenizer,
+        seed: int,
+        provenance: Provenance | None = None,
+    ) -> "Policy":
+        """A policy with weights drawn from `seed`; the global random state is left as it was.
+
+        The codec has the usual chains (`Codec.create`), with the model's `n_bins`.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = build(model_config)
+        bins = model_settings(model).get("n_bins")
+        if not isinstance(bins, int):
+            remedy = "Write n_bins, the number of action tokens, in the model's configuration."
+            raise PolicyError(
+                Fault("MODEL_CONFIG", "model.config['n_bins']", "a whole number", repr(bins), remedy)
+            )
+        codec = Codec.create(contract, statistics, tokenizer, bins)
+        return Policy(codec, model.eval(), provenance or Provenance(seed=seed))
+
+    @staticmethod
+    def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> "Policy":
+        """Load a checkpoint for a consumer that offers the contract `offered`, see `checkpoint.load`."""
+        from vla import checkpoint  # checkpoint imports this module
+
+        return checkpoint.load(folder, offered, consumer)
+
+    def save(self, folder: str | Path, provenance: Provenance | None = None) -> None:
+        """Write a checkpoint; see `vla.checkpoint.save`."""
+        from vla import checkpoint  # checkpoint imports this module
+
+        checkpoint.save(self, folder, provenance)
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.codec.contract
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def act(
+        self,
+        observations: Sequence[Observation],
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[ActionChunk]:
+        """An action chunk for each observation, stamped with the oldest capture time of its parts."""
+        if not observations:
+            return []
+        stamps = [self._stamp(seen) for seen in observations]
+        tokens = self.sample(self.codec.encode(observations), temperature, generator).tokens
+        actions = self.codec.decode(tokens.cpu().numpy())
+        return [ActionChunk(rows, stamp) for rows, stamp in zip(actions, stamps, strict=True)]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        inputs: ModelInputs,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        uniforms: torch.Tensor | None = None,
+    ) -> Decision:
+        """Draw tokens; temperature 0 takes the most likely, with their log-probabilities at temperature 1.
+
+        uniforms: float `[B, C, D]` in [0, 1) to draw with in place of `generator`, see `action_tokens`.
+        """
+        output = self._forward(inputs)
+        tokens = action_tokens.sample(output.logits, temperature, generator, uniforms)
+        log_probs = action_tokens.log_prob(output.logits, tokens, temperature or 1.0)
+        return Decision(tokens, log_probs, output.values.float())
+
+    def evaluate_actions(self, inputs: ModelInputs, tokens: torch.Tensor, temperature: float) -> Evaluation:
+        """Log-probability and entropy of `tokens` `[B, C, D]` at the temperature of the rollout."""
+        output = self._forward(inputs)
+        tokens = torch.as_tensor(tokens, device=output.logits.device).long()
+        auxiliary = None if output.auxiliary is None else output.auxiliary.float()
+        return Evaluation(
+            action_tokens.log_prob(output.logits, tokens, temperature),
+            action_tokens.entropy(output.logits, temperature),
+            output.values.float(),
+            auxiliary,
+        )
+
+    def _forward(self, inputs: ModelInputs) -> Any:
+        """The model's output; numpy inputs become tensors on the model's device."""
+        device = self.device
+        output = self.model(
+            torch.as_tensor(inputs.images, device=device),
+            torch.as_tensor(inputs.state, device=device),
+            torch.as_tensor(inputs.tokens, device=device),
+        )
+        expected = (len(inputs.tokens), *self.codec.action_shape, self.codec.n_bins)
+        if tuple(output.logits.shape) != expected:
+            remedy = "Build the model with the chunk, the action dimension and the bins of the contract."
+            raise PolicyError(
+                Fault("MODEL_OUTPUT", "logits", f"shape {expected}", str(tuple(output.logits.shape)), remedy)
+            )
+        return output
+
+    def _stamp(self, seen: Observation) -> float:
+        """Capture time in s of the oldest part of an observation that the policy uses."""
+        names = [camera.name for camera in self.contract.cameras] + [
+            part.name for part in self.contract.state
+        ]
+        missing = [name for name in names if name not in seen.stamps]
+        if missing:
+            remedy = "Stamp every image and state field with its capture time."
+            raise PolicyError(
+                Fault("STAMP_MISSING", "observation.stamps", str(names), f"no {missing}", remedy)
+            )
+        return min(float(seen.stamps[name]) for name in names)
+
+
+def build(model_config: dict[str, Any]) -> nn.Module:
+    """The model of a configuration, from the registry."""
+    from vla.models import build_model  # the model classes are large; whoever only encodes does without
+
+    return build_model(model_config)
+
+
+def model_settings(model: nn.Module) -> dict[str, Any]:
+    """The configuration of a model: a dict, or a method that returns one."""
+    config: Any = model.config
+    return dict(config() if callable(config) else config)
+
+
+def _misfits(codec: Codec, model: nn.Module) -> list[Fault]:
+    """Differences between the codec and those of the settings below that the model has."""
+    settings = model_settings(model)
+    remedy = "Build the model for this contract and tokenizer, or load them from one checkpoint."
+    expected = {
+        "chunk": codec.contract.action.chunk,
+        "action_dim": codec.contract.action.dim,
+        "n_bins": codec.n_bins,
+        "state_dim": codec.contract.state_size,
+        "cameras": len(codec.contract.cameras),
+        "prompt_length": codec.tokenizer.length,
+    }
+    faults = [
+        Fault("MODEL_CONFIG", f"model.config[{key!r}]", repr(want), repr(settings[key]), remedy)
+        for key, want in expected.items()
+        if key in settings and settings[key] != want
+    ]
+    if codec.tokenizer.vocab_size > settings.get("vocabulary", codec.tokenizer.vocab_size):
+        want, found = f"at most {settings['vocabulary']} ids", f"{codec.tokenizer.vocab_size}"
+        faults.append(Fault("TOKENIZER_VOCABULARY", "tokenizer", want, found, remedy))
+    return faults

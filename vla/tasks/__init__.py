@@ -1,0 +1,1 @@
+"""Task definitions that know no simulator."""

@@ -1,0 +1,283 @@
+"""Put-on-plate: "put the red mug on the plate", among other objects, on a table.
+
+The task is data and pure functions. An `Episode` says everything about one trial: objects, receptacles, table look,
+poses, instruction, disturbances. Simulators build it, the robot's operator lays it out, and both judge it with
+`is_success`. The generalisation axes follow RL4VLA's "PutOnPlateInScene25" (25 objects of which 16 train, 17
+receptacles of which one trains, 21 table looks of which 16 train; vision, semantic and execution variants).
+
+Frames and units: robot base frame, m, rad; the table top is z = 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+COLORS: Mapping[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.08, 0.08),
+    "green": (0.08, 0.62, 0.15),
+    "blue": (0.08, 0.20, 0.85),
+    "yellow": (0.95, 0.82, 0.05),
+    "purple": (0.55, 0.10, 0.65),
+}
+SHAPES = ("cube", "can", "ball", "bottle", "mug")
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One geometric part: `kind` box (half sizes), cylinder (radius, half height) or sphere (radius), in m."""
+
+    kind: str
+    size: tuple[float, ...]
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An object or a receptacle. `half_height` is the distance in m from its origin down to what it stands on."""
+
+    name: str
+    parts: tuple[Primitive, ...]
+    color: tuple[float, float, float]
+    half_height: float
+    radius: float
+    mass: float = 0.05
+
+
+_SHAPE_PARTS: Mapping[str, tuple[tuple[Primitive, ...], float, float]] = {
+    "cube": ((Primitive("box", (0.022, 0.022, 0.022)),), 0.022, 0.031),
+    "can": ((Primitive("cylinder", (0.023, 0.029)),), 0.029, 0.023),
+    "ball": ((Primitive("sphere", (0.024,)),), 0.024, 0.024),
+    "bottle": (
+        (Primitive("cylinder", (0.022, 0.020)), Primitive("cylinder", (0.010, 0.014), (0.0, 0.0, 0.034))),
+        0.020,
+        0.022,
+    ),
+    "mug": (
+        (Primitive("cylinder", (0.023, 0.024)), Primitive("box", (0.007, 0.005, 0.014), (0.027, 0.0, 0.0))),
+        0.024,
+        0.034,
+    ),
+}
+
+
+def _item(color: str, shape: str) -> Item:
+    parts, half_height, radius = _SHAPE_PARTS[shape]
+    return Item(f"{color} {shape}", parts, COLORS[color], half_height, radius)
+
+
+# Unseen objects are unseen combinations: every colour and every shape occurs in training.
+_UNSEEN = {
+    ("red", "bottle"), ("red", "can"), ("green", "cube"), ("green", "mug"), ("blue", "ball"), ("blue", "can"),
+    ("yellow", "mug"), ("purple", "cube"), ("purple", "bottle"),
+}  # fmt: skip
+TRAIN_OBJECTS = tuple(_item(c, s) for c in COLORS for s in SHAPES if (c, s) not in _UNSEEN)
+UNSEEN_OBJECTS = tuple(_item(c, s) for c in COLORS for s in SHAPES if (c, s) in _UNSEEN)
+
+
+def _receptacle(name: str, kind: str, color: tuple[float, float, float], extent: float = 0.065) -> Item:
+    size = (extent, 0.005) if kind == "cylinder" else (extent * 0.9, extent * 0.9, 0.005)
+    inner = (extent * 0.78, 0.001) if kind == "cylinder" else (extent * 0.7, extent * 0.7, 0.001)
+    return Item(name, (Primitive(kind, size), Primitive(kind, inner, (0.0, 0.0, 0.0051))), color, 0.005, extent)
+
+
+PLATE = _receptacle("plate", "cylinder", (0.92, 0.92, 0.90))
+UNSEEN_RECEPTACLES = (
+    _receptacle("saucer", "cylinder", (0.80, 0.88, 0.95), 0.058),
+    _receptacle("tray", "box", (0.55, 0.36, 0.20), 0.068),
+    _receptacle("coaster", "cylinder", (0.62, 0.45, 0.30), 0.056),
+    _receptacle("mat", "box", (0.25, 0.55, 0.55), 0.066),
+    _receptacle("cutting board", "box", (0.80, 0.65, 0.42), 0.068),
+    _receptacle("napkin", "box", (0.95, 0.88, 0.88), 0.062),
+    _receptacle("book", "box", (0.30, 0.32, 0.42), 0.062),
+    _receptacle("pan", "cylinder", (0.18, 0.18, 0.20), 0.066),
+    _receptacle("lid", "cylinder", (0.60, 0.62, 0.65), 0.062),
+    _receptacle("tile", "box", (0.72, 0.72, 0.78), 0.058),
+    _receptacle("disc", "cylinder", (0.95, 0.60, 0.25), 0.060),
+    _receptacle("pad", "box", (0.35, 0.45, 0.30), 0.060),
+    _receptacle("griddle", "box", (0.28, 0.26, 0.26), 0.066),
+    _receptacle("cake stand", "cylinder", (0.98, 0.75, 0.80), 0.064),
+    _receptacle("slate", "box", (0.38, 0.40, 0.40), 0.064),
+    _receptacle("trivet", "cylinder", (0.48, 0.30, 0.22), 0.060),
+)
+TRAIN_TABLES = tuple(range(16))
+UNSEEN_TABLES = tuple(range(16, 21))
+
+TEMPLATE = "put the {object} on the {receptacle}"
+TRAIN_TEMPLATES = (
+    "put the {object} on the {receptacle}",
+    "place the {object} on the {receptacle}",
+    "move the {object} to the {receptacle}",
+    "pick up the {object} and put it on the {receptacle}",
+)
+UNSEEN_TEMPLATES = (
+    "set the {object} down on the {receptacle}",
+    "could you bring the {object} onto the {receptacle} please",
+    "the {object} belongs on the {receptacle}",
+    "take the {object} and drop it over the {receptacle}",
+    "i want the {object} to end up on the {receptacle}",
+)
+
+CENTER = (0.50, 0.0)
+TRAIN_HALF_EXTENT = 0.12  # items stand in a square of this half edge around CENTER
+UNSEEN_HALF_EXTENT = 0.16  # unseen positions: outside the training square, inside this one
+CLEARANCE = 0.035  # free space in m between two items, so that a finger fits
+START_POSITION = (0.46, 0.0, 0.22)
+MAX_STEPS = 80
+RATE_HZ = 20.0
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "in_distribution": ("in_distribution",),
+    "vision": ("unseen_table", "dynamic_texture_weak", "dynamic_texture_strong", "dynamic_noise_weak",
+               "dynamic_noise_strong"),
+    "semantic": ("unseen_object", "unseen_receptacle", "unseen_instruction", "several_objects_seen",
+                 "several_objects_unseen", "distractor_receptacle"),
+    "execution": ("unseen_position", "unseen_start_pose", "object_moved"),
+}  # fmt: skip
+CONTROLS = ("wrong_instruction",)
+ALL_VARIANTS = tuple(v for axis in VARIANTS.values() for v in axis) + CONTROLS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An item on the table: `x`, `y` in m and `yaw` in rad, robot base frame."""
+
+    item: Item
+    x: float
+    y: float
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What changes while the episode runs."""
+
+    texture_mix: float = 0.0
+    noise_mix: float = 0.0
+    move_at_step: int | None = None
+    move_to: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One trial. `objects[0]` is the target, `receptacles[0]` the goal."""
+
+    seed: int
+    variant: str
+    objects: tuple[Placement, ...]
+    receptacles: tuple[Placement, ...]
+    table: int
+    instruction: str
+    start_position: tuple[float, float, float]
+    start_rotation: tuple[float, float, float]  # rotation vector on top of "gripper points down", rad
+    disturbance: Disturbance
+
+
+def axis_of(variant: str) -> str:
+    """The generalisation axis that a variant belongs to."""
+    for axis, members in VARIANTS.items():
+        if variant in members:
+            return axis
+    return "control"
+
+
+def _position(rng: np.random.Generator, unseen: bool) -> tuple[float, float]:
+    half = UNSEEN_HALF_EXTENT if unseen else TRAIN_HALF_EXTENT
+    while True:
+        dx, dy = rng.uniform(-half, half, 2)
+        if not unseen or max(abs(dx), abs(dy)) > TRAIN_HALF_EXTENT:
+            return CENTER[0] + float(dx), CENTER[1] + float(dy)
+
+
+def _lay_out(rng: np.random.Generator, items: list[Item], unseen: bool) -> list[Placement]:
+    """Place items without overlap; starts afresh when a layout leaves no room. Only the first two are 'unseen'."""
+    while True:
+        placed: list[Placement] = []
+        for index, item in enumerate(items):
+            for _ in range(40):
+                x, y = _position(rng, unseen and index < 2)
+                if all(np.hypot(x - p.x, y - p.y) >= item.radius + p.item.radius + CLEARANCE for p in placed):
+                    break
+            else:
+                break
+            yaw = float(rng.choice(4) * np.pi / 4)
+            placed.append(Placement(item, x, y, yaw))
+        if len(placed) == len(items):
+            return placed
+
+
+def _choose(rng: np.random.Generator, items: tuple[Item, ...], count: int, taken: set[str]) -> list[Item]:
+    free = [i for i in items if i.name not in taken]
+    return [free[k] for k in rng.choice(len(free), count, replace=False)]
+
+
+def sample_episode(seed: int, variant: str = "in_distribution") -> Episode:
+    """The episode of a seed and a variant; a pure function of both."""
+    if variant not in ALL_VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(ALL_VARIANTS)}")
+    rng = np.random.default_rng([seed, ALL_VARIANTS.index(variant)])
+    objects = UNSEEN_OBJECTS if variant == "unseen_object" else TRAIN_OBJECTS
+    target = objects[rng.integers(len(objects))]
+    pool = UNSEEN_OBJECTS if variant == "several_objects_unseen" else TRAIN_OBJECTS
+    count = 3 if variant.startswith("several_objects") else 1
+    distractors = _choose(rng, pool, count, {target.name})
+    goal = UNSEEN_RECEPTACLES[rng.integers(16)] if variant == "unseen_receptacle" else PLATE
+    receptacles = [goal]
+    if variant == "distractor_receptacle":
+        receptacles.append(UNSEEN_RECEPTACLES[rng.integers(16)])
+    placed = _lay_out(rng, [target, goal, *distractors, *receptacles[1:]], variant == "unseen_position")
+    placed_objects = (placed[0], *placed[2 : 2 + count])
+    placed_receptacles = (placed[1], *placed[2 + count :])
+    templates = UNSEEN_TEMPLATES if variant == "unseen_instruction" else TRAIN_TEMPLATES
+    template = templates[rng.integers(len(templates))]
+    named = placed_objects[1].item if variant == "wrong_instruction" else target
+    tables = UNSEEN_TABLES if variant == "unseen_table" else TRAIN_TABLES
+    spread = np.array([0.03, 0.04, 0.03])
+    offset = rng.uniform(-spread, spread)
+    rotation = rng.uniform(-1, 1, 3) * np.array([0.03, 0.03, 0.10])
+    if variant == "unseen_start_pose":
+        offset = rng.choice([-1.0, 1.0], 3) * rng.uniform([0.04, 0.06, 0.04], [0.08, 0.12, 0.08])
+        rotation = rng.uniform(-1, 1, 3) * np.array([0.06, 0.06, 0.25])
+    disturbance = Disturbance(
+        texture_mix={"dynamic_texture_weak": 0.3, "dynamic_texture_strong": 0.5}.get(variant, 0.0),
+        noise_mix={"dynamic_noise_weak": 0.3, "dynamic_noise_strong": 0.5}.get(variant, 0.0),
+    )
+    if variant == "object_moved":
+        others = placed[1:]
+        while True:
+            x, y = _position(rng, False)
+            if all(np.hypot(x - p.x, y - p.y) >= target.radius + p.item.radius + CLEARANCE for p in others):
+                break
+        disturbance = Disturbance(move_at_step=5, move_to=(x, y))
+    position = tuple(float(v) for v in np.asarray(START_POSITION) + offset)
+    return Episode(
+        seed=seed,
+        variant=variant,
+        objects=placed_objects,
+        receptacles=placed_receptacles,
+        table=int(tables[rng.integers(len(tables))]),
+        instruction=template.format(object=named.name, receptacle=goal.name),
+        start_position=position,  # type: ignore[arg-type]
+        start_rotation=tuple(float(v) for v in rotation),  # type: ignore[arg-type]
+        disturbance=disturbance,
+    )
+
+
+def is_success(
+    episode: Episode, object_position: np.ndarray, object_speed: float, gripper_width: float, touching: bool
+) -> bool:
+    """Whether the target rests on the goal and has been let go.
+
+    object_position: `[3]` m; object_speed: m/s; gripper_width: m; touching: a finger touches the target.
+    """
+    goal = episode.receptacles[0]
+    item = episode.objects[0].item
+    on_goal = np.hypot(object_position[0] - goal.x, object_position[1] - goal.y) < goal.item.radius * 0.85
+    lowest = object_position[2] - item.half_height
+    resting = abs(lowest - 2 * goal.item.half_height) < 0.012 and object_speed < 0.15
+    return bool(on_goal and resting and not touching and gripper_width > 0.03)
+
+
+def training_sentences() -> list[str]:
+    """Every instruction of the training distribution: what the tokenizer is trained on."""
+    return [t.format(object=o.name, receptacle=PLATE.name) for t in TRAIN_TEMPLATES for o in TRAIN_OBJECTS]
