@@ -63,11 +63,11 @@ install_torch() {
     elif command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
         "$venv/bin/pip" install 'torch>=2.6'
     else
-        # Without a GPU the CPU build: the default one brings gigabytes of CUDA libraries. First from where pip
-        # is configured to look, then from PyTorch's own index; the default build is the last resort.
-        "$venv/bin/pip" install 'torch==2.13.0+cpu' 2>/dev/null ||
-            "$venv/bin/pip" install --index-url https://download.pytorch.org/whl/cpu 'torch>=2.6' ||
+        # Without a GPU the CPU build, where pip is configured to find it: the default build brings gigabytes of CUDA.
+        "$venv/bin/pip" install 'torch==2.13.0+cpu' 2>/dev/null || {
+            echo "No CPU build of torch where pip looks: installing the default one. For a smaller one set pip's extra index."
             "$venv/bin/pip" install 'torch==2.13.0'
+        }
     fi
 }
 

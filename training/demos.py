@@ -10,7 +10,7 @@ import multiprocessing as mp
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,13 @@ from training.envs.tabletop import Tabletop, TabletopConfig
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.tasks.expert import Expert
-from vla.tasks.put_on_plate import MAX_STEPS
+from vla.tasks.put_on_plate import MAX_STEPS, sample_episode
+from vla.types import Observation
 
 SHARD = 25  # episodes
+SCENE_SHARD = 1000
+SCENE_SEEDS = 500_000_000
+TOOL_LOW, TOOL_HIGH = (0.36, -0.18, 0.08), (0.64, 0.18, 0.28)  # m, tool positions of the random scenes
 RETREAT = np.array([0, 0, 0.02, 0, 0, 0, 1.0])  # what the expert does once the object rests on the goal
 
 
@@ -34,6 +38,7 @@ class DemosConfig:
 
     out: folder for the shards.
     episodes: successful episodes to keep.
+    scenes: random layouts seen from random tool positions, for the pretraining of the vision.
     seed: first episode's seed; evaluation uses other seeds.
     stride: control steps between recorded images.
     noise: standard deviation in m of the noise on the executed translation.
@@ -43,6 +48,7 @@ class DemosConfig:
 
     out: Path
     episodes: int = 1000
+    scenes: int = 20_000
     seed: int = 1_000_000
     stride: int = 3
     noise: float = 0.004
@@ -78,16 +84,14 @@ def record_episode(env: Tabletop, seed: int, stride: int, noise: float) -> dict[
     burst_start = int(rng.integers(0, 30)) if rng.random() < 0.5 else -1
     burst = rng.uniform(-1, 1, 3) * env.config.max_translation * np.array([1.0, 1.0, 0.5])
     scale = noise * rng.uniform(0, 1)
-    images, states, privileged, steps, actions = [], [], [], [], []
+    samples, steps, actions = [], [], []
     done = False
     instruction = ""
     for t in range(MAX_STEPS):
         if t % stride == 0:
             seen = env.observe([0])[0]
             instruction = seen.instruction
-            images.append(np.stack([seen.images[c.name] for c in env.contract.cameras]))
-            states.append(np.concatenate([seen.state[f.name] for f in env.contract.state]))
-            privileged.append(env.privileged([0])[0])
+            samples.append(_sample(env, seen))
             steps.append(t)
         action = expert.act(env.expert_view(0))
         actions.append(action)
@@ -104,13 +108,48 @@ def record_episode(env: Tabletop, seed: int, stride: int, noise: float) -> dict[
         return None
     chunk = env.config.chunk
     padded = np.array(actions + [RETREAT] * chunk)
+    images, states, privileged = (np.stack(part) for part in zip(*samples, strict=True))
     return {
-        "images": np.stack(images),
-        "state": np.stack(states),
-        "privileged": np.stack(privileged),
+        "images": images,
+        "state": states,
+        "privileged": privileged,
         "actions": np.stack([padded[t : t + chunk] for t in steps]),
         "instruction": np.array([instruction] * len(steps)),
     }
+
+
+def record_scenes(env: Tabletop, seeds: range) -> dict[str, np.ndarray]:
+    """Layouts nobody has touched, seen once each from a random tool position."""
+    rows = []
+    for seed in seeds:
+        position = np.random.default_rng([seed, 12]).uniform(TOOL_LOW, TOOL_HIGH)
+        env.lay_out(0, replace(sample_episode(seed), start_position=tuple(float(v) for v in position)))
+        seen = env.observe([0])[0]
+        rows.append((*_sample(env, seen), seen.instruction))
+    return {k: np.stack(v) for k, v in zip(("images", "state", "privileged", "instruction"), zip(*rows, strict=True), strict=True)}
+
+
+def _sample(env: Tabletop, seen: Observation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images `[K, H, W, 3]`, state `[S]` and privileged `[A]` of environment 0."""
+    images = np.stack([seen.images[c.name] for c in env.contract.cameras])
+    state = np.concatenate([seen.state[f.name] for f in env.contract.state])
+    return images, state, env.privileged([0])[0]
+
+
+def _make_scenes(config: DemosConfig, index: int) -> int:
+    env = Tabletop(1, config.env)
+    start = SCENE_SEEDS + config.seed + index * SCENE_SHARD
+    count = min(SCENE_SHARD, config.scenes - index * SCENE_SHARD)
+    _write(config.out / f"scenes_{index:05d}.npz", record_scenes(env, range(start, start + count)))
+    env.close()
+    return count
+
+
+def _write(target: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    temporary.rename(target)
 
 
 def _make_shard(config: DemosConfig, index: int) -> tuple[int, int]:
@@ -128,12 +167,9 @@ def _make_shard(config: DemosConfig, index: int) -> tuple[int, int]:
         if episode is not None:
             episodes.append(episode)
     env.close()
-    target = config.out / _shard_name(index)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     number = np.concatenate([np.full(len(e["state"]), i) for i, e in enumerate(episodes)])
-    with temporary.open("wb") as file:
-        np.savez(file, episode=number, **{k: np.concatenate([e[k] for e in episodes]) for k in episodes[0]})
-    temporary.rename(target)
+    arrays = {k: np.concatenate([e[k] for e in episodes]) for k in episodes[0]}
+    _write(config.out / _shard_name(index), {"episode": number, **arrays})
     return len(episodes), played
 
 
@@ -142,7 +178,8 @@ def demos(config: DemosConfig) -> None:
     console = Console()
     config.out.mkdir(parents=True, exist_ok=True)
     record = json.loads(json.dumps(asdict(config), default=str))
-    record.pop("workers"), record.pop("episodes"), record.pop("out")
+    for key in ("workers", "episodes", "scenes", "out"):  # more of the same may be added
+        record.pop(key)
     info = config.out / "demos.json"
     if info.exists() and json.loads(info.read_text()) != record:
         raise SimrealError(
@@ -154,29 +191,40 @@ def demos(config: DemosConfig) -> None:
         stale.unlink()
     count = -(-config.episodes // SHARD)
     missing = [i for i in range(count) if not (config.out / _shard_name(i)).exists()]
+    shards = range(-(-config.scenes // SCENE_SHARD))
+    missing_scenes = [i for i in shards if not (config.out / f"scenes_{i:05d}.npz").exists()]
     workers = config.workers or os.cpu_count() or 1
-    columns = TextColumn("demonstrations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     kept = played = 0
     with (
         Progress(*columns, console=console) as progress,
         ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn")) as pool,
     ):
-        bar = progress.add_task("", total=config.episodes, completed=(count - len(missing)) * SHARD)
+        bar = progress.add_task("demonstrations", total=config.episodes, completed=(count - len(missing)) * SHARD)
+        scenes = progress.add_task("random scenes", total=config.scenes)
+        scene_jobs = [pool.submit(_make_scenes, config, i) for i in missing_scenes]
+        progress.advance(scenes, config.scenes - sum(min(SCENE_SHARD, config.scenes - i * SCENE_SHARD) for i in missing_scenes))
         for future in as_completed([pool.submit(_make_shard, config, i) for i in missing]):
             new, tried = future.result()
             kept, played = kept + new, played + tried
             progress.advance(bar, new)
+        for job in as_completed(scene_jobs):
+            progress.advance(scenes, job.result())
     if played:
         console.print(f"kept {kept} of {played} episodes in {config.out}")
 
 
-def read(folder: Path, episodes: int | None = None) -> Demonstrations:
-    """All samples of a folder of demonstrations, in the order of the shards."""
-    shards = list(_shards(folder))
-    if not shards:
+def check(folder: Path) -> None:
+    """Refuse a folder without demonstrations."""
+    if not any(folder.glob("shard_*.npz")):
         raise SimrealError(
             f"no demonstrations in {folder}", code="DEMOS_MISSING", remedy=f"Make them: `vla demos out={folder}`"
         )
+
+
+def read(folder: Path, episodes: int | None = None) -> Demonstrations:
+    """The demonstrated samples of a folder, in the order of the shards."""
+    shards = list(_load(folder, "shard"))
     numbers, offset = [], 0
     for shard in shards:
         numbers.append(shard["episode"] + offset)
@@ -194,8 +242,18 @@ def read(folder: Path, episodes: int | None = None) -> Demonstrations:
     )
 
 
-def _shards(folder: Path) -> Iterator[dict[str, np.ndarray]]:
-    for path in sorted(folder.glob("shard_*.npz")):
+def read_scenes(folder: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """The random scenes of a folder: images `[N, K, H, W, 3]`, instructions, privileged `[N, A]`."""
+    shards = list(_load(folder, "scenes"))
+    images, instructions, privileged = (
+        np.concatenate([s[k] for s in shards]) for k in ("images", "instruction", "privileged")
+    )
+    return images, [str(text) for text in instructions], privileged
+
+
+def _load(folder: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
+    check(folder)
+    for path in sorted(folder.glob(f"{kind}_*.npz")):
         with np.load(path, allow_pickle=False) as data:
             yield {k: data[k] for k in data.files}
 

@@ -1,8 +1,8 @@
 """Scoring on the generalisation axes: `vla eval`.
 
-Every variant of the suite is played on held-out seeds, greedily, in parallel processes. The blind control (black
-images) and the wrong-instruction control (the instruction names the other object) must fail: they show that the
-policy needs its eyes and its ears.
+Every variant of the suite is played on held-out seeds, greedily, in parallel processes. The blind control
+(black images) and the wrong-instruction control (the instruction names the other object) must fail: they show
+that the policy needs its eyes and its ears.
 """
 
 import json
@@ -78,7 +78,12 @@ class EpisodeResult:
 
 
 def play(
-    policy: Policy, env: Any, variant: str, seeds: Sequence[int], film: Sequence[int] = (), blind: bool = False
+    policy: Policy,
+    env: Any,
+    variant: str,
+    seeds: Sequence[int],
+    film: Sequence[int] = (),
+    blind: bool = False,
 ) -> list[EpisodeResult]:
     """Play one episode for each seed, greedily, `env.num_envs` at a time; films the seeds in `film`."""
     results: dict[int, EpisodeResult] = {}
@@ -99,7 +104,8 @@ def play(
         chunks = policy.act(seen)
         actions = np.stack([chunk.actions for chunk in chunks])
         filmed = [i for i in indices if active[i] in frames]
-        pieces = np.split(actions, actions.shape[1] // FRAME_STRIDE, axis=1) if filmed else [actions]
+        cuts = range(FRAME_STRIDE, actions.shape[1], FRAME_STRIDE) if filmed else ()
+        pieces = np.split(actions, list(cuts), axis=1)
         running = np.ones(len(indices), bool)
         success = np.zeros(len(indices), bool)
         for piece in pieces:
@@ -145,14 +151,23 @@ def score(successes: int, episodes: int) -> dict[str, Any]:
 
 def summarize(results: Mapping[str, Sequence[EpisodeResult]], config: EvalConfig) -> dict[str, Any]:
     """The JSON of an evaluation; an axis pools its variants, which have equally many episodes."""
-    variants = {v: score(sum(r.success for r in rs), len(rs)) for v, rs in results.items() if v not in CONTROLS}
+    variants = {
+        v: score(sum(r.success for r in rs), len(rs)) for v, rs in results.items() if v not in CONTROLS
+    }
     axes = {}
     for axis in AXES:
         members = [variants[v] for v in variants if axis_of(v) == axis]
         if members:
             axes[axis] = score(sum(m["successes"] for m in members), sum(m["episodes"] for m in members))
-    out: dict[str, Any] = {"axes": axes, "variants": variants, "seed": config.seed, "checkpoint": str(config.checkpoint)}
-    out["controls"] = {c: score(sum(r.success for r in results[c]), len(results[c])) for c in CONTROLS if c in results}
+    out: dict[str, Any] = {
+        "axes": axes,
+        "variants": variants,
+        "seed": config.seed,
+        "checkpoint": str(config.checkpoint),
+    }
+    out["controls"] = {
+        c: score(sum(r.success for r in results[c]), len(results[c])) for c in CONTROLS if c in results
+    }
     if all(a in axes for a in OUT_OF_DISTRIBUTION):
         out["generalization_mean"] = float(np.mean([axes[a]["rate"] for a in OUT_OF_DISTRIBUTION]))
     out["mean_steps_of_success"] = {
@@ -182,7 +197,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if config.suite not in SUITES:
         raise SimrealError(f"unknown suite {config.suite!r}; known: {', '.join(SUITES)}", code="SUITE")
     env = envs.make(config.environment, 1)
-    Policy.load(config.checkpoint, env.contract, "vla eval")  # a wrong checkpoint is refused before anything starts
+    # A wrong checkpoint is refused before anything starts.
+    Policy.load(config.checkpoint, env.contract, "vla eval")
     env.close()
     variants = SUITES[config.suite]
     seeds = range(config.seed, config.seed + config.episodes)
@@ -192,12 +208,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     with (
         Progress(*columns) as progress,
         ProcessPoolExecutor(
-            config.workers or os.cpu_count() or 1, mp.get_context("spawn"), initializer=_start, initargs=(config,)
+            config.workers or os.cpu_count() or 1,
+            mp.get_context("spawn"),
+            initializer=_start,
+            initargs=(config,),
         ) as pool,
     ):
         bar = progress.add_task("", total=len(variants) * config.episodes)
         filmed = 6 if config.videos else 0
-        futures = [pool.submit(_job, v, part, part[:filmed] if part[0] == config.seed else ()) for v, part in jobs]
+        futures = [
+            pool.submit(_job, v, part, part[:filmed] if part[0] == config.seed else ()) for v, part in jobs
+        ]
         for future in as_completed(futures):
             variant, part_results = future.result()
             results[variant] += part_results
@@ -245,7 +266,9 @@ def _run(config: EvalConfig) -> None:
     for heading in ("axis", "variant", "rate", "95% interval"):
         table.add_column(heading)
     for name, entry in summary["axes"].items():
-        table.add_row(name, "", f"[bold]{entry['rate']:.1%}[/]", "{:.1%} .. {:.1%}".format(*entry["wilson95"]))
+        table.add_row(
+            name, "", f"[bold]{entry['rate']:.1%}[/]", "{:.1%} .. {:.1%}".format(*entry["wilson95"])
+        )
         for variant in VARIANTS[name]:
             row = summary["variants"][variant]
             table.add_row("", variant, f"{row['rate']:.1%}", "{:.1%} .. {:.1%}".format(*row["wilson95"]))
@@ -256,4 +279,6 @@ def _run(config: EvalConfig) -> None:
     console.print(f"written to {config.out}")
 
 
-command = Command(name="eval", help="Score a checkpoint on the generalisation axes.", schema=EvalConfig, run=_run)
+command = Command(
+    name="eval", help="Score a checkpoint on the generalisation axes.", schema=EvalConfig, run=_run
+)

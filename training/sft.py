@@ -1,15 +1,17 @@
 """Imitation learning (supervised fine-tuning) from demonstrations: `vla sft`.
 
-One process per core, gradients averaged by torch's DistributedDataParallel (gloo). The state is saved as it goes; the
-same command resumes. The error of the target's position on held-out layouts is logged, because the training loss
-says little about it; the auxiliary position loss uses privileged simulator state, which exists in training only.
+Two stages. The vision towers first learn to point at what the instruction names, on random scenes; then the whole
+model imitates the expert. Both use privileged simulator state in an auxiliary loss, which exists in training only.
+One process per core, gradients averaged by torch's DistributedDataParallel (gloo). The same command resumes. The
+error on held-out layouts is logged: the training loss says little about it.
 """
 
 import json
 import os
-import shutil
+import socket
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,29 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.nn.functional import interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from training import demos
+from training.algorithms.ppo import privileged_loss
 from training.envs.tabletop import Tabletop
 from vla import checkpoint
 from vla.cli import Command
 from vla.codec import Codec
-from vla.models import build_model
-from vla.models.openvla_oft import smoothed_cross_entropy
-from vla.policy import Policy
+from vla.errors import SimrealError
+from vla.models.openvla_oft import OFTConfig, OpenVLAOFT, smoothed_cross_entropy
+from vla.policy import Policy, Provenance
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tasks.put_on_plate import training_sentences
 from vla.tokenizer import train_tokenizer
+from vla.transforms import run_forward
 from vla.types import ModelInputs
+
+GRIPPER = 6  # column of the action
+VALIDATION_SAMPLES = 512
+Loss = Callable[[nn.Module, "Batch"], tuple[torch.Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,11 @@ class SftConfig:
     out: run folder; the bundle stands in out/checkpoint.
     demos: folder of demonstrations.
     episodes: use the first so many, null for all.
-    model: model class and sizes, as in configs/model.
-    samples: samples to train on, repeats counted.
+    model: sizes of the model, see configs/model.
+    scene_samples: samples of the first stage, repeats counted; 0 leaves it out.
+    samples: samples of the second stage.
     batch: samples per step, over all processes.
-    learning_rate: peak; cosine decay after a linear warm-up.
+    learning_rate: peak of both stages; cosine decay after a linear warm-up.
     warmup: fraction of the steps.
     weight_decay: AdamW.
     grad_clip: bound of the gradient's norm.
@@ -60,8 +72,9 @@ class SftConfig:
     out: Path
     demos: Path
     episodes: int | None = None
-    model: dict[str, Any] = field(default_factory=lambda: {"class": "openvla_oft"})
-    samples: int = 150_000
+    model: OFTConfig = field(default_factory=OFTConfig)
+    scene_samples: int = 150_000
+    samples: int = 60_000
     batch: int = 128
     learning_rate: float = 1e-3
     warmup: float = 0.03
@@ -72,42 +85,115 @@ class SftConfig:
     augment: bool = True
     held_out: float = 0.03
     processes: int = 0
-    save_every_s: float = 60.0
+    save_every_s: float = 30.0
     seed: int = 0
 
 
-PROMPT_LENGTH = 48
-GRIPPER = 6  # column of the action
+@dataclass(frozen=True)
+class Batch:
+    """inputs: of B samples; actions: int64 `[B, C, D]` or None; privileged: float32 `[B, A]`, NaN where unknown."""
+
+    inputs: ModelInputs
+    actions: torch.Tensor | None
+    privileged: torch.Tensor
 
 
-def build_policy(data: demos.Demonstrations, env: Tabletop, model: dict[str, Any], seed: int) -> Policy:
+@dataclass(frozen=True)
+class Samples:
+    """All samples of a stage as arrays; rows in `validation` belong to layouts that training never sees."""
+
+    inputs: ModelInputs
+    actions: np.ndarray | None
+    privileged: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Batch:
+        parts = (self.inputs.images, self.inputs.state, self.inputs.tokens)
+        actions = None if self.actions is None else torch.from_numpy(self.actions[rows])
+        inputs = ModelInputs(*(torch.from_numpy(a[rows]) for a in parts))  # type: ignore[arg-type]
+        return Batch(inputs, actions, torch.from_numpy(self.privileged[rows]))
+
+
+class Pointing(nn.Module):
+    """The parts of the model that the first stage trains."""
+
+    def __init__(self, model: OpenVLAOFT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: ModelInputs) -> torch.Tensor:
+        """Keypoints that have a name, `[B, cameras * pointing * 2]`."""
+        _, points, _ = self.model.see(inputs.images, inputs.tokens, torch.float32)
+        return points[:, :, : self.model.settings.pointing].flatten(1)
+
+
+class Imitation(nn.Module):
+    def __init__(self, model: OpenVLAOFT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output = self.model(inputs.images, inputs.state, inputs.tokens)
+        return output.logits, output.auxiliary
+
+
+def build_policy(data: demos.Demonstrations, env: Tabletop, model: OFTConfig, seed: int) -> Policy:
     """An untrained policy for an environment's contract, with statistics of the demonstrations."""
+    flat = data.actions.reshape(-1, data.actions.shape[-1])
     statistics = Statistics(
-        action=ArrayStatistics.compute(data.actions.reshape(-1, data.actions.shape[-1]), ranges={GRIPPER: (0.0, 1.0)}),
-        state=ArrayStatistics.compute(data.state),
+        action=ArrayStatistics.compute(flat, ranges={GRIPPER: (0.0, 1.0)}), state=ArrayStatistics.compute(data.state)
     )
-    tokenizer = train_tokenizer(training_sentences(), 512, PROMPT_LENGTH)
-    return Policy.untrained(model, env.contract, statistics, tokenizer, seed)
+    tokenizer = train_tokenizer(training_sentences(), model.vocabulary, model.prompt_length)
+    config = {"class": "openvla_oft", **asdict(model)}
+    return Policy.untrained(config, env.contract, statistics, tokenizer, seed)
 
 
-def encode(codec: Codec, data: demos.Demonstrations) -> tuple[ModelInputs, np.ndarray]:
-    """All samples as model inputs and action tokens `[N, C, D]`."""
-    from vla.codec import run_forward
+def _tokens(codec: Codec, instructions: list[str]) -> np.ndarray:
+    ids = {text: codec.tokenizer.encode(codec.inputs.instruction.forward(text)) for text in set(instructions)}
+    return np.stack([ids[text] for text in instructions])
 
-    ids = {text: codec.tokenizer.encode(codec.inputs.instruction.forward(text)) for text in set(data.instructions)}
-    tokens = np.stack([ids[text] for text in data.instructions])
+
+def demonstrated(codec: Codec, data: demos.Demonstrations, held_out: float) -> Samples:
+    """The samples of the second stage."""
     state = run_forward(codec.inputs.state, data.state).astype(np.float32)
-    return ModelInputs(data.images, state, tokens), codec.encode_actions(data.actions)
+    inputs = ModelInputs(data.images, state, _tokens(codec, data.instructions))
+    first_held = int(data.episode.max()) + 1 - max(1, round(held_out * (int(data.episode.max()) + 1)))
+    validation = np.flatnonzero(data.episode >= first_held)
+    approach = (data.state[:, -1] > 0.07) & (data.privileged[:, 2] < 0.5)  # the object still has to be found
+    return Samples(
+        inputs,
+        codec.encode_actions(data.actions),
+        data.privileged,
+        np.flatnonzero(data.episode < first_held),
+        validation[approach[validation]][:VALIDATION_SAMPLES],
+    )
+
+
+def scenes(codec: Codec, folder: Path) -> Samples:
+    """The samples of the first stage."""
+    images, instructions, privileged = demos.read_scenes(folder)
+    state = np.zeros((len(images), codec.contract.state_size), np.float32)
+    inputs = ModelInputs(images, state, _tokens(codec, instructions))
+    rows = np.arange(len(images))
+    return Samples(inputs, None, privileged, rows[VALIDATION_SAMPLES:], rows[:VALIDATION_SAMPLES])
+
+
+def augment(inputs: ModelInputs, generator: torch.Generator) -> ModelInputs:
+    """Photometric noise and stray tokens; positions in the image and the words stay."""
+    images: Any = augment_images(torch.as_tensor(inputs.images), generator)
+    tokens: Any = augment_tokens(torch.as_tensor(inputs.tokens), generator)
+    return ModelInputs(images, inputs.state, tokens)
 
 
 def augment_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Brightness, contrast, colour cast and blotches on half of the samples; uint8 `[B, K, H, W, 3]`."""
+    """Brightness, colour cast and blotches on half of the samples; uint8 `[B, K, H, W, 3]`."""
     batch, cameras, height, width, _ = images.shape
     chosen = (torch.rand(batch, 1, 1, 1, 1, generator=generator) < 0.5).float()
     gain = 1 + chosen * 0.2 * (2 * torch.rand(batch, 1, 1, 1, 3, generator=generator) - 1)
     shift = chosen * 25 * (2 * torch.rand(batch, 1, 1, 1, 1, generator=generator) - 1)
     blotches = torch.rand(batch * cameras, 3, height // 8, width // 8, generator=generator)
-    blotches = torch.nn.functional.interpolate(blotches, (height, width)).view(batch, cameras, 3, height, width)
+    blotches = interpolate(blotches, (height, width)).view(batch, cameras, 3, height, width)
     mix = chosen * 0.3 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
     mixed = (1 - mix) * images.float() * gain + shift + mix * 255 * blotches.permute(0, 1, 3, 4, 2)
     return mixed.clamp(0, 255).to(torch.uint8)
@@ -116,109 +202,216 @@ def augment_images(images: torch.Tensor, generator: torch.Generator) -> torch.Te
 def augment_tokens(tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Stray byte tokens in a third of the prompts, so that unseen words don't derail the policy; int64 `[B, L]`."""
     result = tokens.clone()
+    length = tokens.shape[1]
     for row in torch.nonzero(torch.rand(len(tokens), generator=generator) < 0.33).flatten().tolist():
         words = tokens[row][tokens[row] != 0].tolist()
         for _ in range(int(torch.randint(1, 10, (1,), generator=generator))):
             position = int(torch.randint(0, len(words) + 1, (1,), generator=generator))
             words.insert(position, int(torch.randint(3, 259, (1,), generator=generator)))
-        words = words[-tokens.shape[1] :]
-        result[row] = 0
-        result[row, len(result[row]) - len(words) :] = torch.tensor(words)
+        words = words[-length:]
+        result[row] = torch.tensor([0] * (length - len(words)) + words)
     return result
 
 
-def _learning_rate(config: SftConfig, step: int, steps: int) -> float:
+def _point(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    predicted = model(batch.inputs)
+    target = batch.privileged[:, -predicted.shape[1] :]
+    pixels = (predicted - target).detach().unflatten(1, (-1, 2)).norm(dim=-1) * batch.inputs.images.shape[2] / 2
+    metrics = {}
+    for column, name in enumerate(("third_target", "third_goal", "wrist_target", "wrist_goal")):
+        error = pixels[:, column][~pixels[:, column].isnan()]
+        metrics[f"{name}_px"] = float(error.median())
+        metrics[f"{name}_within_2px"] = float((error < 2).float().mean())
+    return 10 * privileged_loss(predicted, target), metrics
+
+
+def _imitate(config: SftConfig) -> Loss:
+    def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        assert batch.actions is not None
+        logits, auxiliary = model(batch.inputs)
+        total = smoothed_cross_entropy(logits, batch.actions, config.smoothing).mean()
+        near = (logits.argmax(-1) - batch.actions).abs() <= 4
+        metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
+        if auxiliary is not None:
+            total = total + config.auxiliary_coef * 10 * privileged_loss(auxiliary, batch.privileged)
+            error = 10 * (auxiliary - batch.privileged).detach()  # cm
+            metrics["target_cm"] = float(error[:, :2].norm(dim=1).median())
+            metrics["target_within_1.5cm"] = float((error[:, :2].norm(dim=1) < 1.5).float().mean())
+            metrics["goal_cm"] = float(error[:, 3:5].norm(dim=1).median())
+        return total, metrics
+
+    return loss
+
+
+def learning_rate(config: SftConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine down to a twentieth."""
     warm = max(1, int(config.warmup * steps))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
     progress = (step - warm) / max(1, steps - warm)
-    return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * progress)))
+    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
 
-def _losses(
-    model: torch.nn.Module, config: SftConfig, inputs: ModelInputs, tokens: torch.Tensor, privileged: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
-    output = model(inputs.images, inputs.state, inputs.tokens)
-    action = smoothed_cross_entropy(output.logits, tokens, config.smoothing).mean()
-    loss = action
-    metrics = {"loss": float(action), "accuracy": float((abs(output.logits.argmax(-1) - tokens) <= 4).float().mean())}
-    if output.auxiliary is not None and config.auxiliary_coef:
-        position = torch.nn.functional.smooth_l1_loss(10 * output.auxiliary, 10 * privileged, beta=0.1)
-        loss = loss + config.auxiliary_coef * 10 * position
-        error = (output.auxiliary - privileged).detach()
-        metrics["target_error_cm"] = 100 * float(error[:, :2].norm(dim=1).median())
-        metrics["goal_error_cm"] = 100 * float(error[:, 3:5].norm(dim=1).median())
-    return loss, metrics
+@dataclass
+class _Process:
+    """One data-parallel process; rank 0 reports and saves."""
+
+    config: SftConfig
+    rank: int
+    world: int
+    progress: Progress | None
+
+    def run(self, name: str, module: nn.Module, parameters: list[nn.Parameter], samples: Samples, steps: int, loss: Loss) -> None:
+        """Train one stage, from its saved state if there is one."""
+        config = self.config
+        done = config.out / f"{name}.done"
+        state_file = config.out / f"{name}.state"
+        optimizer = torch.optim.AdamW(
+            parameters, config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+        )
+        first = 0
+        source = done if done.exists() else state_file
+        if source.exists():
+            saved = torch.load(source, weights_only=True)
+            module.load_state_dict(saved["module"])
+            if source == done:
+                return
+            optimizer.load_state_dict(saved["optimizer"])
+            first = saved["step"]
+        parallel = DistributedDataParallel(module)
+        share = config.batch // self.world
+        bar = self.progress.add_task(name, total=steps, completed=first, note="") if self.progress else None
+        saved_at = time.monotonic()
+        for step in range(first, steps):
+            # A step's samples and noise come from its number, so a resumed run repeats an unbroken one.
+            chosen = np.random.default_rng([config.seed, step, 5]).choice(samples.train, config.batch)
+            batch = samples.select(chosen[self.rank * share : (self.rank + 1) * share])
+            if config.augment:
+                seed = int(np.random.default_rng([config.seed, step, self.rank, 6]).integers(2**62))
+                batch = Batch(augment(batch.inputs, torch.Generator().manual_seed(seed)), batch.actions, batch.privileged)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps)
+            value, _ = loss(parallel, batch)
+            if not torch.isfinite(value):
+                raise SimrealError(f"{name}: the loss is {float(value)} at step {step}", code="NAN_LOSS",
+                                   remedy="Lower learning_rate; the last good state is kept.")  # fmt: skip
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+            if self.rank == 0:
+                assert self.progress is not None and bar is not None
+                self.progress.advance(bar)
+                if step % 100 == 99 or step == steps - 1:
+                    self._report(name, module, samples, step + 1, loss, bar)
+                if time.monotonic() - saved_at > config.save_every_s:
+                    saved_at = time.monotonic()
+                    _save(state_file, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+        if self.rank == 0:
+            _save(done, {"module": module.state_dict()})
+            state_file.unlink(missing_ok=True)
+        dist.barrier()
+
+    def _report(self, name: str, module: nn.Module, samples: Samples, step: int, loss: Loss, bar: Any) -> None:
+        module.eval()
+        with torch.no_grad():
+            _, metrics = loss(module, samples.select(samples.validation))
+        module.train()
+        with (self.config.out / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"stage": name, "step": step, "samples": step * self.config.batch, **metrics}) + "\n")
+        assert self.progress is not None
+        shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items() if "target" in k or k == "loss")
+        self.progress.update(bar, note=shown)
 
 
-def _select(
-    inputs: ModelInputs, tokens: np.ndarray, privileged: np.ndarray, rows: np.ndarray
-) -> tuple[ModelInputs, torch.Tensor, torch.Tensor]:
-    batch = ModelInputs(*(torch.from_numpy(a[rows]) for a in (inputs.images, inputs.state, inputs.tokens)))
-    return batch, torch.from_numpy(tokens[rows]), torch.from_numpy(privileged[rows])
+def _save(path: Path, state: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.rename(path)
 
 
 def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
     data = demos.read(config.demos, config.episodes)
-    env = Tabletop(1)
-    policy = build_policy(data, env, config.model, config.seed)
-    inputs, tokens = encode(policy.codec, data)
-    episodes = int(data.episode.max()) + 1
-    held = max(1, round(config.held_out * episodes))
-    train = np.flatnonzero(data.episode < episodes - held)
-    validation = np.flatnonzero(data.episode >= episodes - held)[:512]
-    model = policy.model.train()
+    policy = build_policy(data, Tabletop(1), config.model, config.seed)
+    model = policy.model
+    assert isinstance(model, OpenVLAOFT)
+    model.train()
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    progress = Progress(*columns) if rank == 0 else None
+    process = _Process(config, rank, world, progress)
     for parameter in model.value_head.parameters():  # nothing trains the critic here
         parameter.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
-    parallel = DistributedDataParallel(model)
-    steps = max(1, config.samples // config.batch)
-    first = 0
-    state_file = config.out / "state.pt"
-    if state_file.exists():
-        saved = torch.load(state_file, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    local = config.batch // world
-    log = (config.out / "metrics.jsonl").open("a") if rank == 0 else None
-    began = saved_at = time.monotonic()
-    for step in range(first, steps):
-        # Every step draws its rows from its number, so that a resumed run continues the same order.
-        rows = np.random.default_rng([config.seed, step, 5]).choice(train, config.batch)[rank * local : (rank + 1) * local]
-        batch, target, privileged = _select(inputs, tokens, data.privileged, rows)
-        if config.augment:
-            generator = torch.Generator().manual_seed(hash((config.seed, step, rank)) % 2**31)
-            images, words = augment_images(batch.images, generator), augment_tokens(batch.tokens, generator)
-            batch = ModelInputs(images, batch.state, words)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step, steps)
-        loss, metrics = _losses(parallel, config, batch, target, privileged)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
-        optimizer.step()
-        if rank == 0 and (step % 100 == 99 or step == steps - 1):
-            model.eval()
-            with torch.no_grad():
-                _, held_metrics = _losses(model, config, *_select(inputs, tokens, data.privileged, validation))
-            model.train()
-            line = {"step": step + 1, **metrics, **{f"val_{k}": v for k, v in held_metrics.items()}}
-            line["samples_per_s"] = (step + 1 - first) * config.batch / (time.monotonic() - began)
-            print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-        if rank == 0 and time.monotonic() - saved_at > config.save_every_s:
-            saved_at = time.monotonic()
-            temporary = state_file.with_suffix(".tmp")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, temporary)
-            temporary.rename(state_file)
+    if progress:
+        progress.start()
+    steps = config.scene_samples // config.batch
+    if steps and config.model.pointing:
+        seeing = _seeing(model)
+        for parameter in trained:
+            parameter.requires_grad_(any(parameter is p for p in seeing))
+        process.run("scenes", Pointing(model), seeing, scenes(policy.codec, config.demos), steps, _point)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    samples = demonstrated(policy.codec, data, config.held_out)
+    process.run("imitation", Imitation(model), trained, samples, config.samples // config.batch, _imitate(config))
+    if progress:
+        progress.stop()
     if rank == 0:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
         model.eval()
-        checkpoint.save(policy, config.out / "checkpoint", overwrite=True)
-        state_file.unlink(missing_ok=True)
+        last = json.loads((config.out / "metrics.jsonl").read_text().splitlines()[-1])
+        record = json.loads(json.dumps(asdict(config), default=str))
+        checkpoint.save(policy, config.out / "checkpoint", Provenance("", record, config.seed, last), overwrite=True)
     dist.destroy_process_group()
+
+
+def _seeing(model: OpenVLAOFT) -> list[nn.Parameter]:
+    """What the keypoints depend on: the words and the towers, without the parts after the heat maps."""
+    wanted = []
+    for tower in model.vision_backbone:
+        stage = tower.config.keypoint_stage  # type: ignore[union-attr]
+        for name, parameter in tower.named_parameters():
+            kind, _, rest = name.partition(".")
+            number = rest.split(".")[0]
+            if kind in ("stages", "norms", "films"):
+                if int(number) <= stage:
+                    wanted.append(parameter)
+            elif kind in ("refine", "heatmaps"):
+                wanted.append(parameter)
+    return [model.language_model.embed_tokens.weight, *wanted]
+
+
+def sft(config: SftConfig) -> None:
+    """Train both stages; a finished run is left as it is."""
+    console = Console()
+    if (config.out / "checkpoint").exists():
+        console.print(f"{config.out}/checkpoint is there already")
+        return
+    demos.check(config.demos)
+    config.out.mkdir(parents=True, exist_ok=True)
+    record = json.loads(json.dumps(asdict(config), default=str))
+    for key in ("out", "processes", "save_every_s"):
+        record.pop(key)
+    info = config.out / "sft.json"
+    if info.exists() and json.loads(info.read_text()) != record:
+        raise SimrealError(
+            f"{config.out} holds another run: {info.read_text()}", code="OUTPUT_EXISTS",
+            remedy="Choose another out=, or delete the folder.",
+        )  # fmt: skip
+    info.write_text(json.dumps(record))
+    world = config.processes or os.cpu_count() or 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_worker, (world, config, port), nprocs=world)
+    console.print(f"written to {config.out}/checkpoint")
+
+
+command = Command(
+    name="sft", help="Imitate demonstrations (supervised fine-tuning).", schema=SftConfig, config_name="sft", run=sft
+)

@@ -7,7 +7,12 @@ from typing import Protocol
 import numpy as np
 
 from vla.contract import PolicyContract
+from vla.errors import SimrealError
 from vla.types import Observation
+
+
+class GraphicsError(SimrealError):
+    """A simulator cannot render off-screen on this machine."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class VectorEnv(Protocol):
         """Render and read the state of the named environments."""
 
     def privileged(self, indices: Sequence[int]) -> np.ndarray:
-        """Simulator state for auxiliary losses, float32 `[len(indices), privileged_size]`; never a policy input."""
+        """Simulator state for auxiliary losses, float32 `[n, privileged_size]`; never a policy input."""
 
     def close(self) -> None:
         """Free the renderer."""

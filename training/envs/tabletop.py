@@ -1,12 +1,14 @@
 """Put-on-plate on an FR3 in MuJoCo: the embedded simulator.
 
-20 Hz delta end-effector control as on the arm: the commanded tool pose is integrated, one damped-least-squares step of
-inverse kinematics turns it into joint targets, a joint impedance follows them. Control delay and gains are drawn per
-episode. The FR3 model comes from the `franky-sim` package; its collision meshes are drawn, which is 20 times faster
-than the visual ones. Nothing is rendered outside `observe`.
+20 Hz delta end-effector control as on the arm: the commanded tool pose is integrated, one
+damped-least-squares step of inverse kinematics turns it into joint targets, a joint impedance follows them.
+Control delay and gains are drawn per episode. The FR3 model comes from the `franky-sim` package; its
+collision meshes are drawn, which is 20 times faster than the visual ones. Nothing is rendered outside
+`observe`.
 """
 
 import copy
+import ctypes.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +16,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import mujoco
 import numpy as np
 
-from training.envs.base import EpisodeRequest, StepResult
+from training.envs.base import EpisodeRequest, GraphicsError, StepResult
 from vla.adapters import tabletop as adapter
 from vla.contract import PolicyContract
-from vla.errors import SimrealError
 from vla.tasks import mjcf
 from vla.tasks.expert import Privileged
 from vla.tasks.put_on_plate import (
@@ -36,6 +36,21 @@ from vla.tasks.put_on_plate import (
 )
 from vla.types import Observation
 
+GRAPHICS_REMEDY = (
+    "Install libegl1 (or libosmesa6) and set MUJOCO_GL=egl (or osmesa) or leave it unset; "
+    "`vla doctor` tests both."
+)
+if not os.environ.get("MUJOCO_GL"):  # mujoco reads it at its import and finds no backend without a display
+    os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+try:
+    import mujoco
+except Exception as error:  # it loads GL at its import: an unknown name or a missing library ends here
+    raise GraphicsError(
+        f"MuJoCo cannot be imported (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
+        code="GRAPHICS",
+        remedy=GRAPHICS_REMEDY,
+    ) from error
+
 TIMESTEP = 0.002
 SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
 PIECES = 5  # joint targets are interpolated in this many pieces per control step
@@ -44,16 +59,14 @@ TOOL_OFFSET = 0.1034  # m from the hand frame to the tool centre
 IK_DAMPING = 0.03
 GRASP_REWARD = 0.1
 TABLE_TEXTURE = 64  # px
-PRIVILEGED = 17  # target, goal and tool position in m; target and goal in the image of each camera, -1..1
-
-
-class GraphicsError(SimrealError):
-    """MuJoCo cannot open an off-screen renderer."""
+# Target, goal and tool position in units of 0.1 m; then target and goal in the image of each camera, -1..1,
+# NaN out of sight. All are of order one, as an auxiliary loss wants them.
+PRIVILEGED = 17
 
 
 @dataclass(frozen=True)
 class TabletopConfig:
-    """image_size: px; chunk: actions per decision; max_translation: m; max_rotation: rad, both per control step."""
+    """image_size: px; chunk: actions; max_translation, max_rotation: m and rad in a control step."""
 
     image_size: int = 64
     chunk: int = 8
@@ -87,7 +100,7 @@ def _fr3_asset() -> Path:
 
 
 def _robot_scene() -> ElementTree.Element:
-    """The FR3 with its collision meshes drawn, the pads as its only colliding parts, a tool site and two cameras."""
+    """The FR3 with its collision meshes drawn, its pads as the only colliding parts, tool and two cameras."""
     path = _fr3_asset()
     root = ElementTree.parse(path).getroot()
     compiler = root.find("compiler")
@@ -98,9 +111,7 @@ def _robot_scene() -> ElementTree.Element:
         body.set("gravcomp", "1")
         for geom in list(body.findall("geom")):
             kind, mesh = geom.get("class"), geom.get("mesh")
-            if kind == "visual" and mesh not in ("finger_0",):
-                body.remove(geom)
-            elif kind == "collision" and mesh == "finger_0":
+            if (kind, mesh == "finger_0") in (("visual", False), ("collision", True)):
                 body.remove(geom)
             elif kind == "collision":
                 geom.attrib.update(contype="0", conaffinity="0", group="1", rgba="0.9 0.9 0.92 1")
@@ -147,16 +158,20 @@ def _robot_scene() -> ElementTree.Element:
     ElementTree.SubElement(option, "flag", midphase="disable")
     visual = ElementTree.SubElement(root, "visual")
     ElementTree.SubElement(visual, "quality", offsamples="0", shadowsize="0")
-    ElementTree.SubElement(visual, "headlight", ambient="0.45 0.45 0.45", diffuse="0.45 0.45 0.45", specular="0 0 0")
+    ElementTree.SubElement(
+        visual, "headlight", ambient="0.45 0.45 0.45", diffuse="0.45 0.45 0.45", specular="0 0 0"
+    )
     ElementTree.SubElement(visual, "global", offwidth="512", offheight="512")
     ElementTree.SubElement(visual, "map", znear="0.01", zfar="10")
     world = root.find("worldbody")
     assert world is not None
-    ElementTree.SubElement(world, "light", pos="0.3 0.3 2", dir="0.1 -0.1 -1", diffuse="0.35 0.35 0.35", directional="true",
-                           castshadow="false")  # fmt: skip
     ElementTree.SubElement(
-        world, "geom", name="table", type="box", size="0.6 0.7 0.05", pos="0.5 0 -0.05", material="table0", condim="4",
-        friction="1 0.005 0.0001", group="1",
+        world, "light", pos="0.3 0.3 2", dir="0.1 -0.1 -1", diffuse="0.35 0.35 0.35", directional="true",
+        castshadow="false",
+    )  # fmt: skip
+    ElementTree.SubElement(
+        world, "geom", name="table", type="box", size="0.6 0.7 0.05", pos="0.5 0 -0.05", material="table0",
+        condim="4", friction="1 0.005 0.0001", group="1",
     )  # fmt: skip
     ElementTree.SubElement(
         world, "camera", name="third_person", pos="0.92 0 0.50", xyaxes="0 1 0 -0.70 0 0.714",
@@ -167,8 +182,8 @@ def _robot_scene() -> ElementTree.Element:
 
 _ITEMS = {i.name: i for i in (*TRAIN_OBJECTS, *UNSEEN_OBJECTS, PLATE, *UNSEEN_RECEPTACLES)}
 _GEOM_FIELDS = (
-    "geom_type", "geom_condim", "geom_size", "geom_rbound", "geom_aabb", "geom_pos", "geom_quat", "geom_friction",
-    "geom_rgba", "geom_contype", "geom_conaffinity",
+    "geom_type", "geom_condim", "geom_size", "geom_rbound", "geom_aabb", "geom_pos", "geom_quat",
+    "geom_friction", "geom_rgba", "geom_contype", "geom_conaffinity",
 )  # fmt: skip
 _BODY_FIELDS = ("body_mass", "body_inertia", "body_ipos", "body_iquat")
 
@@ -204,15 +219,18 @@ def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
 class _Slot:
     """One environment: its own model (items, gains and looks are written into it) and its own data."""
 
-    def __init__(self, models: dict[tuple[int, int], mujoco.MjModel], library: mujoco.MjModel, config: TabletopConfig):
+    def __init__(
+        self, models: dict[tuple[int, int], mujoco.MjModel], library: mujoco.MjModel, config: TabletopConfig
+    ):
         self._templates = models
         self._own: dict[tuple[int, int], tuple[mujoco.MjModel, mujoco.MjData]] = {}
         self._library = library
         self._config = config
         self.episode: Episode | None = None
+        self.success = False
 
     def reset(self, episode: Episode) -> None:
-        """Build the episode: dress the slots, draw gains and delay, solve the start pose, let things settle."""
+        """Build the episode: dress the slots, draw gains, delay and light, solve the start pose."""
         key = (len(episode.objects), len(episode.receptacles))
         if key not in self._own:
             if key not in self._templates:
@@ -250,7 +268,8 @@ class _Slot:
         self._tool = model.site("tool").id
         self._target_body = model.body("object0").id
         self._pads = {model.geom("left_finger_pad").id, model.geom("right_finger_pad").id}
-        self._target_geoms = set(range(model.body("object0").geomadr[0], model.body("object0").geomadr[0] + mjcf.MAX_PARTS))
+        first = int(model.body("object0").geomadr[0])
+        self._target_geoms = set(range(first, first + mjcf.MAX_PARTS))
         data.qpos[:7] = NOMINAL_JOINTS
         data.qpos[7:9] = 0.04
         mujoco.mj_kinematics(model, data)
@@ -273,7 +292,7 @@ class _Slot:
         mujoco.mj_forward(model, data)
         self.step_count = 0
         self.frame_count = 0
-        self.was_grasped = self.was_grasped_twice = False
+        self.was_grasped = self.was_grasped_twice = self.success = False
         self.grasped_steps = 0
         self.reward_level = 0.0
 
@@ -286,15 +305,16 @@ class _Slot:
         for index in range(mjcf.MAX_PARTS):
             row = int(target.geomadr[0]) + index
             if index < count:
+                library_row = int(source.geomadr[0]) + index
                 for field in _GEOM_FIELDS:
-                    getattr(self.model, field)[row] = getattr(self._library, field)[int(source.geomadr[0]) + index]
+                    getattr(self.model, field)[row] = getattr(self._library, field)[library_row]
             else:
                 self.model.geom_contype[row] = self.model.geom_conaffinity[row] = 0
                 self.model.geom_rgba[row, 3] = 0.0
         if slot.startswith("object"):
             self.model.body_invweight0[target.id] = self._library.body_invweight0[source.id]
-            start, library_start = int(target.dofadr[0]), int(source.dofadr[0])
-            self.model.dof_invweight0[start : start + 6] = self._library.dof_invweight0[library_start : library_start + 6]
+            dofs, library_dofs = (slice(int(b.dofadr[0]), int(b.dofadr[0]) + 6) for b in (target, source))
+            self.model.dof_invweight0[dofs] = self._library.dof_invweight0[library_dofs]
         self.model.body_subtreemass[target.id] = source.mass[0]
 
     def _joint_step(self, joints: np.ndarray, limit: float) -> np.ndarray:
@@ -328,7 +348,8 @@ class _Slot:
         )
         self.command_position[2] = max(self.command_position[2], 0.012)
         turn, matrix = np.zeros(4), np.zeros(9)
-        _rotation_vector_to_quaternion(turn, np.clip(command.delta_rotation, -config.max_rotation, config.max_rotation))
+        rotation = np.clip(command.delta_rotation, -config.max_rotation, config.max_rotation)
+        _rotation_vector_to_quaternion(turn, rotation)
         mujoco.mju_quat2Mat(matrix, turn)
         self.command_rotation = matrix.reshape(3, 3) @ self.command_rotation
         # Kinematics at the commanded joints, not the measured ones: no drift, and gravity sag is not chased.
@@ -362,8 +383,8 @@ class _Slot:
     def gripper_width(self) -> float:
         return float(self.data.qpos[7] + self.data.qpos[8])
 
-    def judge(self) -> tuple[float, bool]:
-        """Reward of the last control step (difference of 0.1 grasp + 0.1 held grasp + 1 success) and success."""
+    def judge(self) -> float:
+        """Reward of the last control step: how much 0.1 grasp + 0.1 held grasp + 1 success have grown."""
         assert self.episode is not None
         left, right = self.touching()
         grasped = left and right
@@ -373,10 +394,10 @@ class _Slot:
         self.was_grasped = self.was_grasped or grasped
         self.was_grasped_twice = self.was_grasped_twice or (self.grasped_steps >= 3 and lifted)
         speed = float(np.linalg.norm(self.data.joint("object0_joint").qvel[:3]))
-        success = is_success(self.episode, position, speed, self.gripper_width(), left or right)
-        level = GRASP_REWARD * self.was_grasped + GRASP_REWARD * self.was_grasped_twice + 1.0 * success
+        self.success = is_success(self.episode, position, speed, self.gripper_width(), left or right)
+        level = GRASP_REWARD * self.was_grasped + GRASP_REWARD * self.was_grasped_twice + 1.0 * self.success
         reward, self.reward_level = level - self.reward_level, level
-        return reward, success
+        return reward
 
     def expert_view(self) -> Privileged:
         episode = self.episode
@@ -401,10 +422,11 @@ class _Slot:
         goal = self.episode.receptacles[0]
         target, place = self.data.xpos[self._target_body], np.array([goal.x, goal.y, goal.item.half_height])
         pixels = [self.pixel(camera, point) for camera in adapter.CAMERAS for point in (target, place)]
-        return np.concatenate([target, place, self.data.site_xpos[self._tool], *pixels]).astype(np.float32)
+        positions = np.concatenate([target, place, self.data.site_xpos[self._tool]]) / 0.1
+        return np.concatenate([positions, *pixels]).astype(np.float32)
 
     def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
-        """Image coordinates `[2]` of a point (x right, y down, -1..1 at the borders); NaN outside the image."""
+        """Image coordinates `[2]` of a point (x right, y down, -1..1 at the borders); NaN if outside."""
         number = self.model.camera(camera).id
         x, y, z = self.data.cam_xmat[number].reshape(3, 3).T @ (point - self.data.cam_xpos[number])
         if z > -1e-3:
@@ -421,7 +443,7 @@ def _rotation_vector_to_quaternion(result: np.ndarray, vector: np.ndarray) -> No
 
 
 class _Renderer:
-    """Off-screen images of any slot: meshes and textures are the same in every scene, so one GL context serves all."""
+    """Off-screen images of any slot: all scenes have the same meshes and textures and share a GL context."""
 
     def __init__(self, model: mujoco.MjModel, size: int):
         self.size = size
@@ -431,8 +453,9 @@ class _Renderer:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # whatever the GL loader raises
             raise GraphicsError(
-                f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}. "
-                "Install libegl1 or libosmesa6 and set MUJOCO_GL=egl or MUJOCO_GL=osmesa; `vla doctor` tests both."
+                f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
+                code="GRAPHICS",
+                remedy=GRAPHICS_REMEDY,
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=200)
@@ -464,7 +487,9 @@ class _Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = False
             self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
         ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
-        wanted = [g.segid + 1 for g in self._scene.geoms[: self._scene.ngeom] if g.objid == geom]
+        kind = mujoco.mjtObj.mjOBJ_GEOM
+        shown = self._scene.geoms[: self._scene.ngeom]
+        wanted = [g.segid + 1 for g in shown if g.objtype == kind and g.objid == geom]
         return np.isin(ids, wanted)
 
     def close(self) -> None:
@@ -501,19 +526,29 @@ class Tabletop:
         self.slots[index].reset(episode)
 
     def step(self, indices: Sequence[int], actions: np.ndarray) -> StepResult:
+        """As in `VectorEnv`; an episode that was over before is left alone and says so again."""
         count, chunk = actions.shape[:2]
+        if count != len(indices):
+            raise ValueError(
+                f"{count} rows of actions for {len(indices)} environments: pass one row for each"
+            )
+        # All are checked before the first is executed: a refused batch changes nothing.
+        commands = [[adapter.command(action) for action in row] for row in actions]
         rewards = np.zeros((count, chunk), np.float32)
         executed = np.zeros((count, chunk), bool)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for row, index in enumerate(indices):
             slot = self.slots[index]
+            if slot.episode is None:
+                raise ValueError(f"environment {index} plays no episode: reset it before its first step")
             for t in range(chunk):
-                slot.control_step(adapter.command(actions[row, t]))
-                rewards[row, t], terminated[row] = slot.judge()
-                executed[row, t] = True
-                if terminated[row] or slot.step_count >= MAX_STEPS:
+                if slot.success or slot.step_count >= MAX_STEPS:
                     break
-            truncated[row] = not terminated[row] and slot.step_count >= MAX_STEPS
+                slot.control_step(commands[row][t])
+                rewards[row, t] = slot.judge()
+                executed[row, t] = True
+            terminated[row] = slot.success
+            truncated[row] = not slot.success and slot.step_count >= MAX_STEPS
         return StepResult(rewards, executed, terminated, truncated, terminated.copy())
 
     def observe(self, indices: Sequence[int]) -> list[Observation]:
@@ -580,9 +615,12 @@ def _blend(image: np.ndarray, noise: np.ndarray, mix: float) -> np.ndarray:
 def _noise_image(key: list[int], size: int) -> np.ndarray:
     """A new coloured pattern of soft blotches `[size, size, 3]` for every frame."""
     rng = np.random.default_rng(key)
-    coarse = rng.uniform(0, 255, (size // 8, size // 8, 3))
-    fine = rng.uniform(0, 255, (size // 2, size // 2, 3))
-    return 0.6 * np.kron(coarse, np.ones((8, 8, 1))) + 0.4 * np.kron(fine, np.ones((2, 2, 1)))
+    layers = []
+    for weight, blotch in ((0.6, 8), (0.4, 2)):
+        count = -(-size // blotch)
+        blotches = rng.uniform(0, 255, (count, count, 3))
+        layers.append(weight * np.kron(blotches, np.ones((blotch, blotch, 1)))[:size, :size])
+    return layers[0] + layers[1]
 
 
 def make(num_envs: int, **options: Any) -> Tabletop:

@@ -30,7 +30,9 @@ class OFTConfig:
     """cameras, state_dim, prompt_length: sizes of the inputs; chunk x action_dim tokens of n_bins come out.
 
     values: 1 for a chunk-level value, `chunk` for one per action. detach_value: keep value gradients out of the trunk.
-    auxiliary: size of an auxiliary regression target (privileged simulator state, in m), 0 for none.
+    auxiliary: positions regressed from the summary, an auxiliary target (privileged simulator state), 0 for none.
+    pointing: keypoints of each camera that learn to point at named things (the target, the goal): they are part of
+    the auxiliary output, and join the proprioception, because where things are follows from both together.
     """
 
     vision: ConvTowerConfig = field(default_factory=ConvTowerConfig)
@@ -49,6 +51,7 @@ class OFTConfig:
     values: int = 1
     detach_value: bool = True
     auxiliary: int = 9
+    pointing: int = 2
 
 
 def _mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
@@ -70,7 +73,8 @@ class OpenVLAOFT(nn.Module):
         self.placeholder_count = config.chunk * config.action_dim // config.tokens_per_placeholder
         self.vision_backbone = nn.ModuleList(ConvTower(config.vision, h, h) for _ in range(config.cameras))
         self.projector = _mlp(h, (2 * h,), h)
-        self.proprio_projector = _mlp(config.state_dim, (h,), h)
+        named = 2 * config.cameras * config.pointing
+        self.proprio_projector = _mlp(config.state_dim + named, (2 * h, 2 * h) if named else (h,), h)
         self.language_model = LlamaModel(
             LlamaConfig(
                 vocab_size=config.vocabulary, hidden_size=h, intermediate_size=config.intermediate,
@@ -84,7 +88,8 @@ class OpenVLAOFT(nn.Module):
         self.action_head = nn.Linear(h, config.tokens_per_placeholder * config.n_bins, bias=False)
         self.value_head = _mlp(h, (512, 128), config.values)
         self.auxiliary_head = _mlp(h, (128,), config.auxiliary) if config.auxiliary else None
-        nn.init.normal_(self.language_model.embed_tokens.weight, std=0.5 / h**0.25)
+        # Words of unit size: with Llama's 0.02 the instruction hardly modulates the vision towers at first.
+        nn.init.normal_(self.language_model.embed_tokens.weight, std=1.0)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "OpenVLAOFT":
@@ -94,18 +99,28 @@ class OpenVLAOFT(nn.Module):
             vision["widths"] = tuple(vision["widths"])
         return cls(OFTConfig(vision=ConvTowerConfig(**vision), **fields))
 
+    def see(
+        self, images: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image tokens `[B, N, h]`, keypoints `[B, K, P, 2]` (x right, y down, -1..1), word embeddings `[B, L, h]`."""
+        pixels = images.permute(1, 0, 4, 2, 3).to(dtype) / 127.5 - 1.0
+        embedded = self.language_model.embed_tokens(tokens)
+        valid = tokens != 0
+        text = (embedded * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        seen = [tower(p, text) for tower, p in zip(self.vision_backbone, pixels, strict=True)]
+        return torch.cat([s[0] for s in seen], 1), torch.stack([s[1] for s in seen], 1), embedded
+
     def forward(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> VLAOutput:
         """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0."""
         c = self.settings
         # The batch's longest prompt sets the length: padding is on the left, so cutting it changes nothing else.
         tokens = tokens[:, -max(1, int((tokens != 0).sum(1).max())) :]
-        pixels = images.permute(1, 0, 4, 2, 3).to(state.dtype) / 127.5 - 1.0
-        embedded = self.language_model.embed_tokens(tokens)
+        vision, points, embedded = self.see(images, tokens, state.dtype)
         valid = tokens != 0
-        text = (embedded * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        vision = torch.cat([tower(p, text) for tower, p in zip(self.vision_backbone, pixels, strict=True)], 1)
         bos = self.language_model.embed_tokens(tokens.new_full((len(tokens), 1), BOS))
-        prefix = torch.cat([bos, self.projector(vision), self.proprio_projector(state)[:, None]], 1)
+        named = points[:, :, : c.pointing].flatten(1)
+        proprioception = self.proprio_projector(torch.cat([state, named], 1))
+        prefix = torch.cat([bos, self.projector(vision), proprioception[:, None]], 1)
         steps = self.placeholder_count
         sequence = torch.cat([prefix, embedded, self.placeholders.expand(len(tokens), -1, -1)], 1)
         present = torch.cat([valid.new_ones(prefix.shape[:2]), valid, valid.new_ones(len(tokens), steps)], 1)
@@ -121,7 +136,9 @@ class OpenVLAOFT(nn.Module):
         logits = self.action_head(decoded).float().reshape(len(tokens), c.chunk, c.action_dim, c.n_bins)
         summary = hidden[:, -steps - 1]
         values = self.value_head(summary.detach() if c.detach_value else summary).float()
-        auxiliary = None if self.auxiliary_head is None else 0.1 * self.auxiliary_head(summary).float()
+        auxiliary = None
+        if self.auxiliary_head is not None:
+            auxiliary = torch.cat([self.auxiliary_head(summary), named], 1).float()
         return VLAOutput(logits, values, auxiliary)
 
 

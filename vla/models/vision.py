@@ -35,7 +35,7 @@ class ConvTower(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(8, w) for w in config.widths)
         self.films = nn.ModuleList(nn.Linear(text_dim, 2 * w) for w in config.widths)
         for film in self.films:
-            nn.init.normal_(film.weight, std=0.02)
+            nn.init.normal_(film.weight, std=0.05)
             nn.init.zeros_(film.bias)
         width = config.widths[config.keypoint_stage]
         self.refine = nn.Conv2d(width, width, 3, padding=1)
@@ -46,8 +46,11 @@ class ConvTower(nn.Module):
         y, x = torch.meshgrid(side, side, indexing="ij")
         self.register_buffer("grid", torch.stack([x, y])[None], persistent=False)
 
-    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """image: float `[B, 3, H, W]` in -1..1; text: `[B, text_dim]`. Returns `[B, tokens, out_dim]`."""
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """image: float `[B, 3, H, W]` in -1..1; text: `[B, text_dim]`.
+
+        Returns tokens `[B, cells + 1, out_dim]` and keypoints `[B, keypoints, 2]` (x right, y down, -1..1).
+        """
         x = torch.cat([image, self.grid.expand(len(image), -1, -1, -1)], 1)
         points = x
         for index, (conv, norm, film) in enumerate(zip(self.stages, self.norms, self.films, strict=True)):
@@ -56,13 +59,16 @@ class ConvTower(nn.Module):
             if index == self.config.keypoint_stage:
                 points = x = x + F.silu(self.refine(x))
         cells = self.cell_token(x.flatten(2).transpose(1, 2))
-        return torch.cat([cells, self.keypoint_token(self._keypoints(points))[:, None]], 1)
+        where, peak = self._keypoints(points)
+        token = self.keypoint_token(torch.cat([where.flatten(1), peak], 1))
+        return torch.cat([cells, token[:, None]], 1), where
 
-    def _keypoints(self, features: torch.Tensor) -> torch.Tensor:
-        """Expected x, y and the peak of every heat map, `[B, 3 * keypoints]`."""
+    def _keypoints(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Expected x and y `[B, P, 2]` and the peak `[B, P]` of every heat map."""
         maps = self.heatmaps(features).flatten(2)
         weights = maps.softmax(-1)
-        side = torch.linspace(-1, 1, features.shape[-1], device=features.device, dtype=features.dtype)
+        size = features.shape[-1]
+        side = (torch.arange(size, device=features.device, dtype=features.dtype) + 0.5) * (2 / size) - 1
         y, x = torch.meshgrid(side, side, indexing="ij")
         grid = torch.stack([x.flatten(), y.flatten()], -1)
-        return torch.cat([(weights @ grid).flatten(1), torch.tanh(maps.amax(-1) / 4)], 1)
+        return weights @ grid, torch.tanh(maps.amax(-1) / 4)

@@ -1,9 +1,10 @@
 """Put-on-plate: "put the red mug on the plate", among other objects, on a table.
 
-The task is data and pure functions. An `Episode` says everything about one trial: objects, receptacles, table look,
-poses, instruction, disturbances. Simulators build it, the robot's operator lays it out, and both judge it with
-`is_success`. The generalisation axes follow RL4VLA's "PutOnPlateInScene25" (25 objects of which 16 train, 17
-receptacles of which one trains, 21 table looks of which 16 train; vision, semantic and execution variants).
+The task is data and pure functions. An `Episode` says everything about one trial: objects, receptacles, table
+look, poses, instruction, disturbances. Simulators build it, the robot's operator lays it out, and both judge
+it with `is_success`. The generalisation axes follow RL4VLA's "PutOnPlateInScene25" (25 objects of which 16
+train, 17 receptacles of which one trains, 21 table looks of which 16 train; vision, semantic and execution
+variants).
 
 Frames and units: robot base frame, m, rad; the table top is z = 0.
 """
@@ -25,7 +26,7 @@ SHAPES = ("cube", "can", "ball", "bottle", "mug")
 
 @dataclass(frozen=True)
 class Primitive:
-    """One geometric part: `kind` box (half sizes), cylinder (radius, half height) or sphere (radius), in m."""
+    """A geometric part in m: `kind` box (half sizes), cylinder (radius, half height) or sphere (radius)."""
 
     kind: str
     size: tuple[float, ...]
@@ -34,7 +35,7 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Item:
-    """An object or a receptacle. `half_height` is the distance in m from its origin down to what it stands on."""
+    """An object or a receptacle. `half_height`: from its origin down to what it stands on; m and kg."""
 
     name: str
     parts: tuple[Primitive, ...]
@@ -78,7 +79,9 @@ UNSEEN_OBJECTS = tuple(_item(c, s) for c in COLORS for s in SHAPES if (c, s) in 
 def _receptacle(name: str, kind: str, color: tuple[float, float, float], extent: float = 0.065) -> Item:
     size = (extent, 0.005) if kind == "cylinder" else (extent * 0.9, extent * 0.9, 0.005)
     inner = (extent * 0.78, 0.001) if kind == "cylinder" else (extent * 0.7, extent * 0.7, 0.001)
-    return Item(name, (Primitive(kind, size), Primitive(kind, inner, (0.0, 0.0, 0.0051))), color, 0.005, extent)
+    return Item(
+        name, (Primitive(kind, size), Primitive(kind, inner, (0.0, 0.0, 0.0051))), color, 0.005, extent
+    )
 
 
 PLATE = _receptacle("plate", "cylinder", (0.92, 0.92, 0.90))
@@ -122,6 +125,7 @@ CENTER = (0.50, 0.0)
 TRAIN_HALF_EXTENT = 0.12  # items stand in a square of this half edge around CENTER
 UNSEEN_HALF_EXTENT = 0.16  # unseen positions: outside the training square, inside this one
 CLEARANCE = 0.035  # free space in m between two items, so that a finger fits
+MOVED_DISTANCE = 0.06  # m, an object that is moved in mid-episode lands at least this far away
 START_POSITION = (0.46, 0.0, 0.22)
 MAX_STEPS = 80
 RATE_HZ = 20.0
@@ -190,7 +194,7 @@ def _position(rng: np.random.Generator, unseen: bool) -> tuple[float, float]:
 
 
 def _lay_out(rng: np.random.Generator, items: list[Item], unseen: bool) -> list[Placement]:
-    """Place items without overlap; starts afresh when a layout leaves no room. Only the first two are 'unseen'."""
+    """Place items without overlap, afresh when no room is left; `unseen` concerns the first two only."""
     while True:
         placed: list[Placement] = []
         for index, item in enumerate(items):
@@ -246,7 +250,9 @@ def sample_episode(seed: int, variant: str = "in_distribution") -> Episode:
         others = placed[1:]
         while True:
             x, y = _position(rng, False)
-            if all(np.hypot(x - p.x, y - p.y) >= target.radius + p.item.radius + CLEARANCE for p in others):
+            moved = np.hypot(x - placed[0].x, y - placed[0].y) >= MOVED_DISTANCE
+            clear = (np.hypot(x - p.x, y - p.y) >= target.radius + p.item.radius + CLEARANCE for p in others)
+            if moved and all(clear):
                 break
         disturbance = Disturbance(move_at_step=5, move_to=(x, y))
     position = tuple(float(v) for v in np.asarray(START_POSITION) + offset)

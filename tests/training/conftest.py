@@ -1,0 +1,68 @@
+"""One simulator for all tests of a module, and episodes of the scripted expert in it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from training.envs.base import EpisodeRequest
+from training.envs.tabletop import Tabletop
+from vla.tasks.expert import Expert
+from vla.tasks.put_on_plate import MAX_STEPS, Episode
+from vla.types import Observation
+
+
+@dataclass(frozen=True)
+class Record:
+    """An episode of the expert: actions `[T, 7]`, rewards `[T]`, an observation every few steps, its end."""
+
+    actions: np.ndarray
+    rewards: np.ndarray
+    seen: list[Observation]
+    success: bool
+    truncated: bool
+
+    def fingerprint(self) -> bytes:
+        """Every bit of images, states, rewards and actions."""
+        parts = [self.actions, self.rewards]
+        for observation in self.seen:
+            parts += [*observation.images.values(), *observation.state.values()]
+        return b"".join(part.tobytes() for part in parts) + str([o.stamps for o in self.seen]).encode()
+
+
+Play = Callable[..., Record]
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[Tabletop]:
+    tabletop = Tabletop(2)
+    yield tabletop
+    tabletop.close()
+
+
+@pytest.fixture(scope="session")
+def play_expert() -> Play:
+    """play_expert(env, index, EpisodeRequest or Episode, every=steps between observations, 0 for none)."""
+
+    def play(env: Tabletop, index: int, what: EpisodeRequest | Episode, every: int = 0) -> Record:
+        if isinstance(what, Episode):
+            env.lay_out(index, what)
+        else:
+            env.reset(index, what)
+        expert = Expert(env.config.max_translation, env.config.max_rotation)
+        actions, rewards, seen = [], [], []
+        for t in range(MAX_STEPS):
+            if every and t % every == 0:
+                seen += env.observe([index])
+            actions.append(expert.act(env.expert_view(index)))
+            result = env.step([index], actions[-1][None, None])
+            rewards.append(result.rewards[0, 0])
+            if result.terminated[0] or result.truncated[0]:
+                break
+        if every:
+            seen += env.observe([index])
+        ends = bool(result.success[0]), bool(result.truncated[0])
+        return Record(np.array(actions), np.array(rewards), seen, *ends)
+
+    return play

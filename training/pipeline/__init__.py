@@ -1,0 +1,1 @@
+"""How rollouts move between processes: one shared block of memory per rollout, and bells that wake the other side."""

@@ -1,0 +1,287 @@
+"""The engine: starts the actors of a placement, runs rollouts and updates, replaces environment workers that fail."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
+from training.pipeline.block import RolloutBlock, RolloutShape, unlink
+from training.workers.environment import EnvironmentOptions, EnvironmentWorker, EpisodeLog
+from training.workers.learner import Learner, Update
+from training.workers.policy import PolicyLog, PolicyWorker
+from vla.errors import SimrealError
+from vla.policy import Policy
+
+RESTARTS = 3  # of environment workers, for one iteration
+
+
+class EngineError(SimrealError):
+    """The engine can't start or go on."""
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Who runs where. All share one host; a device is a CPU core here.
+
+    environment_workers: processes that step environments.
+    stages: groups of environments of a worker that take turns with the policy; 1 is sequential, 2 and more pipelined.
+    policy_threads: torch threads of the policy worker.
+    learners: data-parallel learner processes.
+    learner_threads: torch threads of each learner.
+    deadline_s: a process that waits longer than this names whom it waits for.
+    """
+
+    environment_workers: int = 2
+    stages: int = 1
+    policy_threads: int = 2
+    learners: int = 2
+    learner_threads: int = 1
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Logs of an iteration: of every environment worker and of the policy; seconds it took."""
+
+    episodes: list[EpisodeLog]
+    policy: PolicyLog
+    seconds: float
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """A local Ray instance for as long as the block lasts."""
+    # Ray sizes its store by the machine and warns about /dev/shm; rollouts don't go through it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=True, logging_level="ERROR",
+            num_cpus=max(2, os.cpu_count() or 1), object_store_memory=200 * 2**20, configure_logging=True,
+        )  # fmt: skip
+    except Exception as error:  # whatever Ray's start-up raises
+        raise EngineError(
+            f"Ray does not start: {error}", code="RAY",
+            remedy="Check free memory, /dev/shm and /tmp (`vla doctor`); `ray stop` ends what another user left behind.",
+        ) from error  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Engine:
+    """Owns the actors, the rollout block and the bells of one run."""
+
+    def __init__(
+        self, checkpoint: Path, run: Path, environment: str, settings: dict[str, Any], variant: str, slots: int,
+        decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int, iterations: int,
+    ):  # fmt: skip
+        if slots < placement.environment_workers * placement.stages:
+            raise EngineError(
+                f"{slots} environments can't be split over {placement.environment_workers} workers x {placement.stages} stages",
+                code="PLACEMENT", remedy="Raise slots, or lower environment_workers or stages.",
+            )  # fmt: skip
+        self.placement = placement
+        policy = Policy.load(checkpoint, None, "training")
+        self.codec = policy.codec
+        settings_of_model = policy.model.config
+        from training import envs
+
+        probe = envs.make(environment, 1, **settings)
+        policy.contract.check(probe.contract, f"environment {environment}")
+        privileged = probe.privileged_size
+        probe.close()
+        self.shape = RolloutShape(
+            decisions, slots, self.codec.image_shape, policy.contract.state_size, self.codec.tokenizer.length,
+            *self.codec.action_shape, values=int(settings_of_model["values"]), privileged=privileged,
+        )  # fmt: skip
+        self.name = "simreal_" + hashlib.sha1(str(run.resolve()).encode()).hexdigest()[:16]
+        self.bells = run / "bells"
+        shutil.rmtree(self.bells, ignore_errors=True)
+        self.bells.mkdir(parents=True)
+        self.block = RolloutBlock(self.shape, self.name, create=True)
+        parts = np.array_split(np.arange(slots), placement.environment_workers)
+        self.options = [
+            EnvironmentOptions(
+                environment, settings, variant, (int(p[0]), int(p[-1]) + 1), placement.stages, seed, placement.deadline_s
+            )
+            for p in parts
+        ]
+        self.counters = [np.zeros(len(p), np.int64) for p in parts]
+        self.fresh = True
+        stage_rows = [[[int(r) for r in stage] for stage in np.array_split(p, placement.stages)] for p in parts]
+        self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(len(parts))]
+        self.policy_bell = Bell(self.bells / "policy")
+        shared = (self.shape, self.name)
+        self.environments: list[Any] = [self._environment(i) for i in range(len(parts))]
+        make_policy: Any = _actor(PolicyWorker, placement.policy_threads)
+        self.policy = make_policy.remote(
+            str(checkpoint), *shared, str(self.bells), stage_rows, algorithm.temperature, seed, placement.policy_threads,
+            placement.deadline_s,
+        )  # fmt: skip
+        rendezvous = self.bells / "rendezvous"
+        make_learner: Any = _actor(Learner, placement.learner_threads)
+        self.learners = [
+            make_learner.remote(
+                rank, placement.learners, str(checkpoint), *shared, algorithm, seed, iterations, placement.learner_threads,
+                str(rendezvous.resolve()),
+            )
+            for rank in range(placement.learners)
+        ]  # fmt: skip
+        everyone = {f"environment worker {i}": w for i, w in enumerate(self.environments)}
+        everyone["policy worker"] = self.policy
+        everyone.update({f"learner {i}": w for i, w in enumerate(self.learners)})
+        self.processes = {name: _wait_ready(name, actor) for name, actor in everyone.items()}
+
+    def _environment(self, index: int) -> Any:
+        make: Any = _actor(EnvironmentWorker, 1)
+        return make.remote(index, self.options[index], self.codec, self.shape, self.name, str(self.bells))
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Give the policy worker new weights."""
+        ray.get(self.policy.load.remote(weights))
+
+    def rollout(self, iteration: int) -> Rollout:
+        """T decisions in every slot; environment workers that crash or hang are replaced, and the iteration begins anew."""
+        for _ in range(RESTARTS + 1):
+            began = time.perf_counter()
+            if not self.fresh:
+                self.block.carry_over()
+            futures = self._launch(iteration)
+            failures = self._watch(futures)
+            if not failures:
+                self.fresh = False
+                results = ray.get(list(futures))
+                self.counters = ray.get([w.counters.remote() for w in self.environments])
+                return Rollout(results[:-1], results[-1], time.perf_counter() - began)
+            self._replace(failures)
+        raise EngineError(
+            f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}", code="ENVIRONMENT",
+            remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
+        )  # fmt: skip
+
+    def _launch(self, iteration: int) -> dict[Any, str]:
+        if self.fresh:
+            self.policy_bell.drain()
+            starts = {w.start.remote(c): f"environment worker {i}" for i, (w, c) in enumerate(zip(self.environments, self.counters, strict=True))}
+            del starts  # they run before the rollouts: an actor works off its calls in order
+        futures = {w.rollout.remote(self.fresh): f"environment worker {i}" for i, w in enumerate(self.environments)}
+        futures[self.policy.rollout.remote(iteration, self.fresh)] = "policy worker"
+        return futures
+
+    def _watch(self, futures: dict[Any, str]) -> dict[int, str]:
+        """Wait for all; on a failure give the iteration up. Returns the environment workers to replace, with reasons."""
+        waiting = list(futures)
+        failures: dict[int, str] = {}
+        silent: PipelineTimeout | None = None
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=self.placement.deadline_s if failures or silent else None)
+            if not done:  # asked to give up and still busy: it hangs
+                for future in waiting:
+                    failures.setdefault(self._number(futures[future]), "does not answer")
+                break
+            name = futures[done[0]]
+            try:
+                ray.get(done[0])
+                continue
+            except PipelineAborted:
+                continue
+            except PipelineTimeout as timeout:
+                silent = silent or timeout
+                for index in timeout.missing:
+                    failures.setdefault(index, str(timeout))
+            except (RayActorError, RayTaskError) as error:
+                if not name.startswith("environment"):
+                    raise EngineError(f"the {name} failed: {error}", code="WORKER", remedy="The same command resumes.") from error
+                failures.setdefault(self._number(name), _reason(error))
+            if failures:
+                self._abort()
+        if silent is not None and not failures:
+            raise silent
+        return failures
+
+    @staticmethod
+    def _number(name: str) -> int:
+        if not name.startswith("environment"):
+            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+        return int(name.rsplit(" ", 1)[1])
+
+    def _abort(self) -> None:
+        for bell in (self.policy_bell, *self.environment_bells):
+            bell.ring(*ABORT)
+
+    def _replace(self, failures: dict[int, str]) -> None:
+        for index, reason in sorted(failures.items()):
+            print(f"environment worker {index} (process {self.processes[f'environment worker {index}']}) is restarted: {reason}", flush=True)
+            ray.kill(self.environments[index])
+            self.environments[index] = self._environment(index)
+            name = f"environment worker {index}"
+            self.processes[name] = _wait_ready(name, self.environments[index])
+        ray.get(self.policy.drain.remote())
+        for bell in (self.policy_bell, *self.environment_bells):
+            bell.drain()
+        # All begin fresh episodes, after those that they had begun.
+        self.counters = [c + self.shape.decisions for c in self.counters]
+        self.fresh = True
+
+    def update(self, iteration: int) -> Update:
+        """One update of all learners; the policy worker gets the new weights."""
+        try:
+            updates = ray.get([w.update.remote(iteration) for w in self.learners])
+        except RayActorError as error:
+            raise EngineError(f"a learner died: {error}", code="WORKER", remedy="The same command resumes.") from error
+        weights = updates[0].weights
+        assert weights is not None
+        self.load(weights)
+        return updates[0]
+
+    def save(self, folder: Path) -> None:
+        ray.get(self.learners[0].save.remote(str(folder)))
+
+    def restore(self, folder: Path, counters: list[list[int]]) -> None:
+        """Weights and optimizer of a saved state; every slot goes on with its next episode."""
+        ray.get([w.restore.remote(str(folder)) for w in self.learners])
+        self.load(ray.get(self.learners[0].weights.remote()))
+        flat = np.concatenate([np.asarray(c, np.int64) for c in counters])
+        self.counters = [flat[o.slots[0] : o.slots[1]] for o in self.options]
+
+    def export(self, folder: Path, curve: dict[str, Any], config: dict[str, Any]) -> None:
+        ray.get(self.learners[0].export.remote(str(folder), curve, config))
+
+    def close(self) -> None:
+        for actor in (*self.environments, self.policy, *self.learners):
+            ray.kill(actor)
+        self.block.close()
+        unlink(self.name)
+        shutil.rmtree(self.bells, ignore_errors=True)
+
+
+def _actor(cls: type, threads: int) -> Any:
+    """Ray's view of a worker class: no reserved cores, since phases share them, and as many threads as it is given."""
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})  # type: ignore[call-overload]
+
+
+def _wait_ready(name: str, actor: Any, seconds: float = 120.0) -> int:
+    try:
+        return int(ray.get(actor.ready.remote(), timeout=seconds))
+    except Exception as error:
+        cause = getattr(error, "cause", error)
+        raise EngineError(f"the {name} does not start: {cause}", code="WORKER", remedy="See the error above.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RayTaskError):
+        return f"it raised {type(error.cause).__name__}: {error.cause}"
+    return "its process died"

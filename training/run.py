@@ -1,0 +1,108 @@
+"""A run is a folder: resolved configuration, metrics, states to resume from, the bundle."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from vla import options
+from vla.errors import SimrealError
+
+KEEP = 2  # states
+
+
+class RunFolder:
+    """Opens `out` for a configuration: a new run, or the rest of one with the same configuration."""
+
+    def __init__(self, out: Path, config: Any, ignore: tuple[str, ...] = ()):
+        self.out = out
+        record = {k: v for k, v in options.write(config).items() if k not in ignore}
+        file = out / "config.json"
+        if file.exists():
+            differing = _differences(json.loads(file.read_text()), record)
+            if differing:
+                raise SimrealError(
+                    f"{out} holds another run; it differs in {'; '.join(differing)}", code="OUTPUT_EXISTS",
+                    remedy="Choose another out=, delete the folder, or give the same options to go on with that run.",
+                )  # fmt: skip
+        elif out.exists() and any(out.iterdir()):
+            raise SimrealError(
+                f"{out} is not empty and holds no run", code="OUTPUT_EXISTS", remedy="Choose another out=."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, record)
+        self.config = record
+        self._writer: SummaryWriter | None = None
+
+    def latest(self) -> Path | None:
+        """The newest complete state."""
+        found = sorted((self.out / "states").glob("iteration_*"))
+        return found[-1] if found else None
+
+    def begin_state(self) -> Path:
+        """A folder to write the next state into."""
+        temporary = self.out / "states" / ".part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit_state(self, temporary: Path, iteration: int, counters: dict[str, Any]) -> None:
+        """Rename the state to its final name; older ones go."""
+        write_json(temporary / "state.json", counters)
+        temporary.rename(self.out / "states" / f"iteration_{iteration:06d}")
+        for old in sorted((self.out / "states").glob("iteration_*"))[:-KEEP]:
+            shutil.rmtree(old)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One dictionary for each iteration so far; a line cut by a kill is left out."""
+        file = self.out / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop the metrics of iterations that will be repeated."""
+        rows = [r for r in self.metrics() if r["iteration"] < iteration]
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        temporary = self.out / "metrics.tmp"
+        temporary.write_text(text)
+        temporary.rename(self.out / "metrics.jsonl")
+
+    def log(self, iteration: int, row: dict[str, float]) -> None:
+        """Append to metrics.jsonl and TensorBoard."""
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=iteration)
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, iteration)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Write beside and rename."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(data, indent=1))
+    temporary.rename(file)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({a} there, {b} now)")
+    return found

@@ -1,0 +1,157 @@
+"""Reinforcement learning: `vla train`."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
+from training.run import RunFolder, write_json
+from vla.cli import Command
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Where to learn.
+
+    name: registered environment, or package.module:callable.
+    settings: its options.
+    variant: of the episodes.
+    """
+
+    name: str = "tabletop"
+    settings: dict[str, Any] = field(default_factory=dict)
+    variant: str = "in_distribution"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of `vla train`.
+
+    out: run folder; the final bundle stands in out/checkpoint.
+    checkpoint: bundle to start from, usually of `vla sft`.
+    seed: of the whole run.
+    iterations: rollout and update, so many times.
+    slots: environments in all.
+    decisions: of every slot in an iteration.
+    env: where to learn.
+    algorithm: how to learn.
+    placement: who runs where.
+    """
+
+    out: Path
+    checkpoint: Path
+    seed: int = 0
+    iterations: int = 100
+    slots: int = 32
+    decisions: int = 32
+    env: EnvConfig = field(default_factory=EnvConfig)
+    algorithm: PPOConfig = field(default_factory=PPOConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+
+
+def train(config: TrainConfig) -> None:
+    """Improve a policy; go on where a killed run of the same configuration stopped."""
+    console = Console()
+    run = RunFolder(config.out, config, ignore=("out", "placement"))
+    if (config.out / "checkpoint").exists():
+        console.print(f"{config.out}/checkpoint is there already")
+        return
+    with ray_session():
+        engine = Engine(
+            config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant, config.slots,
+            config.decisions, config.algorithm, config.placement, config.seed, config.iterations,
+        )  # fmt: skip
+        write_json(config.out / "processes.json", engine.processes)
+        first, env_steps, elapsed = _resume(run, engine)
+        if first:
+            console.print(f"resuming {config.out} at iteration {first}")
+        began = time.perf_counter() - elapsed
+        for iteration in range(first, config.iterations):
+            rollout = engine.rollout(iteration)
+            update = engine.update(iteration)
+            row = summarize(rollout, update.metrics)
+            env_steps += int(row["rollout/env_steps"])
+            row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
+            state = run.begin_state()
+            engine.save(state)
+            counters = [c.tolist() for c in engine.counters]
+            totals = {"iteration": iteration, "counters": counters, "env_steps": env_steps, "elapsed_s": row["time/elapsed_s"]}
+            run.log(iteration, row)
+            run.commit_state(state, iteration, totals)
+            console.print(_line(iteration, config.iterations, row), highlight=False)
+        rows = run.metrics()
+        engine.export(config.out / "checkpoint", _curve(rows), run.config)
+        engine.close()
+    run.close()
+    console.print(f"written to {config.out}/checkpoint")
+
+
+def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:
+    """Restore the newest state; returns the next iteration, environment steps and seconds so far."""
+    import json
+
+    latest = run.latest()
+    if latest is None:
+        run.forget_after(0)
+        return 0, 0, 0.0
+    state = json.loads((latest / "state.json").read_text())
+    engine.restore(latest, state["counters"])
+    run.forget_after(state["iteration"] + 1)
+    return state["iteration"] + 1, state["env_steps"], state["elapsed_s"]
+
+
+def summarize(rollout: Rollout, update: dict[str, float]) -> dict[str, float]:
+    """The metrics of an iteration under their standard names."""
+    logs = rollout.episodes
+    successes = [s for log in logs for s in log.successes]
+    returns = [r for log in logs for r in log.returns]
+    lengths = [n for log in logs for n in log.lengths]
+    steps = sum(log.steps for log in logs)
+    row = {
+        "rollout/success": float(np.mean(successes)) if successes else float("nan"),
+        "rollout/return": float(np.mean(returns)) if returns else float("nan"),
+        "rollout/episode_length": float(np.mean(lengths)) if lengths else float("nan"),
+        "rollout/episodes": float(len(successes)),
+        "rollout/env_steps": float(steps),
+        "time/rollout_s": rollout.seconds,
+        "time/env_step_s": float(np.mean([log.step_s for log in logs])),
+        "time/env_wait_s": float(np.mean([log.wait_s for log in logs])),
+        "time/policy_s": rollout.policy.forward_s,
+        "time/policy_wait_s": rollout.policy.wait_s,
+        "time/env_steps_per_s": steps / rollout.seconds,
+    }
+    for key, value in update.items():
+        row["time/update_s" if key == "update_s" else f"train/{key}"] = value
+    return row
+
+
+def _line(iteration: int, iterations: int, row: dict[str, float]) -> str:
+    left = row["time/elapsed_s"] / (iteration + 1) * (iterations - iteration - 1)
+    return (
+        f"{iteration + 1:4d}/{iterations}  success {row['rollout/success']:6.1%}  return {row['rollout/return']:5.2f}  "
+        f"kl {row['train/approx_kl']:.3f}  clip {row['train/clip_fraction']:.2f}  ev {row['train/explained_variance']:5.2f}  "
+        f"aux {row['train/privileged_loss']:.4f}  "
+        f"{row['time/env_steps_per_s']:5.0f} steps/s  rollout {row['time/rollout_s']:.1f} s  update {row['time/update_s']:.1f} s  "
+        f"left {left / 60:.0f} min"
+    )
+
+
+def _curve(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """What a bundle remembers of its training curve."""
+    last = rows[-10:]
+    success = [r["rollout/success"] for r in last if r["rollout/success"] == r["rollout/success"]]
+    return {
+        "iterations": len(rows),
+        "env_steps": rows[-1]["time/total_env_steps"] if rows else 0,
+        "success_last_10": float(np.mean(success)) if success else None,
+    }
+
+
+command = Command(
+    name="train", help="Improve a policy by reinforcement learning.", schema=TrainConfig, config_name="train", run=train
+)

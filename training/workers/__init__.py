@@ -1,0 +1,1 @@
+"""The three kinds of Ray actors; none knows on which device or machine it runs."""
