@@ -26,6 +26,7 @@ from vla.tasks.put_on_plate import MAX_STEPS, sample_episode
 from vla.types import Observation
 
 SHARD = 25  # episodes
+PUSHES = 2  # in an episode: three control steps in a random direction, which the expert has to make good
 SCENE_SHARD = 1000
 SCENE_SEEDS = 500_000_000
 TOOL_LOW, TOOL_HIGH = (0.36, -0.18, 0.08), (0.64, 0.18, 0.28)  # m, tool positions of the random scenes
@@ -42,6 +43,7 @@ class DemosConfig:
     seed: first episode's seed; evaluation uses other seeds.
     stride: control steps between recorded images.
     noise: standard deviation in m of the noise on the executed translation.
+    misses: share of the episodes that begin with a grasp beside the object, which is not recorded; the recovery is.
     workers: processes, 0 for one per core.
     env: the simulator's options.
     """
@@ -51,7 +53,8 @@ class DemosConfig:
     scenes: int = 20_000
     seed: int = 1_000_000
     stride: int = 3
-    noise: float = 0.004
+    noise: float = 0.006
+    misses: float = 0.2
     workers: int = 0
     env: TabletopConfig = field(default_factory=TabletopConfig)
 
@@ -76,30 +79,37 @@ def _shard_name(index: int) -> str:
     return f"shard_{index:05d}.npz"
 
 
-def record_episode(env: Tabletop, seed: int, stride: int, noise: float) -> dict[str, np.ndarray] | None:
+def record_episode(env: Tabletop, seed: int, stride: int, noise: float, misses: float) -> dict[str, np.ndarray] | None:
     """Play one episode in environment 0; None if the expert failed."""
     env.reset(0, EpisodeRequest(seed))
     rng = np.random.default_rng([seed, 11])
     expert = Expert(env.config.max_translation, env.config.max_rotation)
-    burst_start = int(rng.integers(0, 30)) if rng.random() < 0.5 else -1
-    burst = rng.uniform(-1, 1, 3) * env.config.max_translation * np.array([1.0, 1.0, 0.5])
+    pushes = np.zeros((MAX_STEPS, 3))
+    for start in rng.integers(0, 36, PUSHES):
+        pushes[start : start + 3] += rng.uniform(-1, 1, 3) * env.config.max_translation
     scale = noise * rng.uniform(0, 1)
     samples, steps, actions = [], [], []
+    angle = rng.uniform(0, 2 * np.pi)
+    miss = rng.uniform(0.02, 0.05) * np.array([np.cos(angle), np.sin(angle), 0.0]) * (rng.random() < misses)
+    missing = bool(miss.any())
     done = False
     instruction = ""
     for t in range(MAX_STEPS):
-        if t % stride == 0:
+        view = env.expert_view(0)
+        if missing and expert.phase == "carry":
+            missing = False
+        if missing:
+            view = replace(view, target=view.target + miss)
+        elif t % stride == 0:
             seen = env.observe([0])[0]
             instruction = seen.instruction
             samples.append(_sample(env, seen))
             steps.append(t)
-        action = expert.act(env.expert_view(0))
+        action = expert.act(view)
         actions.append(action)
         executed = action.copy()
-        if expert.phase in ("approach", "descend", "carry"):
-            executed[:3] += rng.normal(0, scale, 3)
-            if burst_start <= t < burst_start + 3:
-                executed[:3] += burst
+        if expert.phase in ("reach", "carry"):
+            executed[:3] += rng.normal(0, scale, 3) + pushes[t]
         result = env.step([0], executed[None, None])
         if result.terminated[0]:
             done = True
@@ -162,7 +172,7 @@ def _make_shard(config: DemosConfig, index: int) -> tuple[int, int]:
         if played >= 20 * SHARD:
             raise SimrealError(f"the expert succeeded only {len(episodes)} times in {played}: lower noise")
         # Every shard draws from a range of seeds of its own, so that shards don't depend on each other.
-        episode = record_episode(env, config.seed + index * 1000 + played, config.stride, config.noise)
+        episode = record_episode(env, config.seed + index * 1000 + played, config.stride, config.noise, config.misses)
         played += 1
         if episode is not None:
             episodes.append(episode)
@@ -242,13 +252,13 @@ def read(folder: Path, episodes: int | None = None) -> Demonstrations:
     )
 
 
-def read_scenes(folder: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The random scenes of a folder: images `[N, K, H, W, 3]`, instructions, privileged `[N, A]`."""
+def read_scenes(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """The random scenes of a folder: images `[N, K, H, W, 3]`, state `[N, S]`, instructions, privileged `[N, A]`."""
     shards = list(_load(folder, "scenes"))
-    images, instructions, privileged = (
-        np.concatenate([s[k] for s in shards]) for k in ("images", "instruction", "privileged")
+    images, state, instructions, privileged = (
+        np.concatenate([s[k] for s in shards]) for k in ("images", "state", "instruction", "privileged")
     )
-    return images, [str(text) for text in instructions], privileged
+    return images, state, [str(text) for text in instructions], privileged
 
 
 def _load(folder: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:

@@ -41,6 +41,7 @@ from vla.transforms import run_forward
 from vla.types import ModelInputs
 
 GRIPPER = 6  # column of the action
+POSITIONS = 9  # first columns of the privileged state: positions; then keypoints
 VALIDATION_SAMPLES = 512
 Loss = Callable[[nn.Module, "Batch"], tuple[torch.Tensor, dict[str, float]]]
 
@@ -123,9 +124,11 @@ class Pointing(nn.Module):
         self.model = model
 
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
-        """Keypoints that have a name, `[B, cameras * pointing * 2]`."""
+        """The auxiliary output `[B, A]`."""
         _, points, _ = self.model.see(inputs.images, inputs.tokens, torch.float32)
-        return points[:, :, : self.model.settings.pointing].flatten(1)
+        located = self.model.locate(points, inputs.state)
+        assert located is not None
+        return located
 
 
 class Imitation(nn.Module):
@@ -160,7 +163,7 @@ def demonstrated(codec: Codec, data: demos.Demonstrations, held_out: float) -> S
     inputs = ModelInputs(data.images, state, _tokens(codec, data.instructions))
     first_held = int(data.episode.max()) + 1 - max(1, round(held_out * (int(data.episode.max()) + 1)))
     validation = np.flatnonzero(data.episode >= first_held)
-    approach = (data.state[:, -1] > 0.07) & (data.privileged[:, 2] < 0.5)  # the object still has to be found
+    approach = (data.state[:, -1] > 0.07) & (np.linalg.norm(data.privileged[:, :3], axis=1) > 0.5)  # still to be found
     return Samples(
         inputs,
         codec.encode_actions(data.actions),
@@ -172,9 +175,9 @@ def demonstrated(codec: Codec, data: demos.Demonstrations, held_out: float) -> S
 
 def scenes(codec: Codec, folder: Path) -> Samples:
     """The samples of the first stage."""
-    images, instructions, privileged = demos.read_scenes(folder)
-    state = np.zeros((len(images), codec.contract.state_size), np.float32)
-    inputs = ModelInputs(images, state, _tokens(codec, instructions))
+    images, state, instructions, privileged = demos.read_scenes(folder)
+    normalized = run_forward(codec.inputs.state, state).astype(np.float32)
+    inputs = ModelInputs(images, normalized, _tokens(codec, instructions))
     rows = np.arange(len(images))
     return Samples(inputs, None, privileged, rows[VALIDATION_SAMPLES:], rows[:VALIDATION_SAMPLES])
 
@@ -205,7 +208,7 @@ def augment_tokens(tokens: torch.Tensor, generator: torch.Generator) -> torch.Te
     length = tokens.shape[1]
     for row in torch.nonzero(torch.rand(len(tokens), generator=generator) < 0.33).flatten().tolist():
         words = tokens[row][tokens[row] != 0].tolist()
-        for _ in range(int(torch.randint(1, 10, (1,), generator=generator))):
+        for _ in range(int(torch.randint(1, 6, (1,), generator=generator))):
             position = int(torch.randint(0, len(words) + 1, (1,), generator=generator))
             words.insert(position, int(torch.randint(3, 259, (1,), generator=generator)))
         words = words[-length:]
@@ -213,16 +216,23 @@ def augment_tokens(tokens: torch.Tensor, generator: torch.Generator) -> torch.Te
     return result
 
 
+def _position_errors(error: torch.Tensor) -> dict[str, float]:
+    """Horizontal errors in cm from differences `[B, A]` in units of 0.1 m."""
+    target, goal = 10 * error[:, :2].norm(dim=1), 10 * error[:, 3:5].norm(dim=1)
+    near = float((target < 1.5).float().mean())
+    return {"target_cm": float(target.median()), "target_within_1.5cm": near, "goal_cm": float(goal.median())}
+
+
 def _point(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     predicted = model(batch.inputs)
-    target = batch.privileged[:, -predicted.shape[1] :]
-    pixels = (predicted - target).detach().unflatten(1, (-1, 2)).norm(dim=-1) * batch.inputs.images.shape[2] / 2
-    metrics = {}
+    error = (predicted - batch.privileged).detach()
+    pixels = error[:, POSITIONS:].unflatten(1, (-1, 2)).norm(dim=-1) * batch.inputs.images.shape[2] / 2
+    metrics = _position_errors(error)
     for column, name in enumerate(("third_target", "third_goal", "wrist_target", "wrist_goal")):
-        error = pixels[:, column][~pixels[:, column].isnan()]
-        metrics[f"{name}_px"] = float(error.median())
-        metrics[f"{name}_within_2px"] = float((error < 2).float().mean())
-    return 10 * privileged_loss(predicted, target), metrics
+        seen = pixels[:, column][~pixels[:, column].isnan()]
+        metrics[f"{name}_px"] = float(seen.median())
+        metrics[f"{name}_within_2px"] = float((seen < 2).float().mean())
+    return 10 * privileged_loss(predicted, batch.privileged), metrics
 
 
 def _imitate(config: SftConfig) -> Loss:
@@ -234,10 +244,7 @@ def _imitate(config: SftConfig) -> Loss:
         metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
         if auxiliary is not None:
             total = total + config.auxiliary_coef * 10 * privileged_loss(auxiliary, batch.privileged)
-            error = 10 * (auxiliary - batch.privileged).detach()  # cm
-            metrics["target_cm"] = float(error[:, :2].norm(dim=1).median())
-            metrics["target_within_1.5cm"] = float((error[:, :2].norm(dim=1) < 1.5).float().mean())
-            metrics["goal_cm"] = float(error[:, 3:5].norm(dim=1).median())
+            metrics.update(_position_errors((auxiliary - batch.privileged).detach()))
         return total, metrics
 
     return loss
@@ -383,7 +390,8 @@ def _seeing(model: OpenVLAOFT) -> list[nn.Parameter]:
                     wanted.append(parameter)
             elif kind in ("refine", "heatmaps"):
                 wanted.append(parameter)
-    return [model.language_model.embed_tokens.weight, *wanted]
+    assert model.locator is not None
+    return [model.language_model.embed_tokens.weight, *wanted, *model.locator.parameters()]
 
 
 def sft(config: SftConfig) -> None:

@@ -51,19 +51,18 @@ def test_demonstrations_have_the_shapes_of_the_contract(made: DemosConfig) -> No
     assert 0 < norm.max() <= made.env.max_translation + 1e-12, "what the expert wanted, without the noise"
     assert set(np.unique(data.actions[..., 6])) == {0.0, 1.0}
     first = demos.read(made.out, episodes=3)
-    assert (
-        set(first.episode) == {0, 1, 2}
-        and first.images.tobytes() == data.images[: len(first.images)].tobytes()
-    )
+    assert set(first.episode) == {0, 1, 2}
+    assert first.images.tobytes() == data.images[: len(first.images)].tobytes()
 
 
 def test_scenes_show_untouched_layouts(made: DemosConfig) -> None:
-    images, instructions, privileged = demos.read_scenes(made.out)
+    images, state, instructions, privileged = demos.read_scenes(made.out)
     assert images.shape == (made.scenes, 2, 64, 64, 3) and len(instructions) == made.scenes
     layouts = [sample_episode(demos.SCENE_SEEDS + made.seed + i) for i in range(made.scenes)]
     assert [e.instruction for e in layouts] == instructions
     wanted = np.array([(e.objects[0].x, e.objects[0].y) for e in layouts])
-    assert privileged[:, :2] / 10 == pytest.approx(wanted, abs=1e-4)
+    commanded = state[:, 7:9]  # after the pose: position, quaternion
+    assert privileged[:, :2] / 10 + commanded == pytest.approx(wanted, abs=1e-4)
 
 
 def test_goes_on_with_the_same_bytes(copied: DemosConfig, made: DemosConfig) -> None:
@@ -120,18 +119,33 @@ def watched() -> Iterator[Watched]:
 def test_only_successes_are_kept(watched: Watched) -> None:
     outcomes = []
     for seed in range(12):
-        record = demos.record_episode(watched, seed, stride=20, noise=0.05)
+        record = demos.record_episode(watched, seed, stride=20, noise=0.05, misses=0.0)
         assert (record is not None) == watched.success
         outcomes.append(watched.success)
     assert set(outcomes) == {True, False}, "the noise is too small or too large to see both"
 
 
 def test_an_episode_is_recorded_as_it_was_seen(watched: Watched) -> None:
-    record = demos.record_episode(watched, 3, stride=4, noise=0.004)
-    again = demos.record_episode(watched, 3, stride=4, noise=0.004)
+    record = demos.record_episode(watched, 3, stride=4, noise=0.004, misses=0.0)
+    again = demos.record_episode(watched, 3, stride=4, noise=0.004, misses=0.0)
     assert record is not None and again is not None
     assert all(record[k].tobytes() == again[k].tobytes() for k in record)
     length = watched.config.chunk
     # Chunks overlap: what one sample foresees after 4 steps is what the next one begins with.
     assert record["actions"][0, 4:].tobytes() == record["actions"][1, : length - 4].tobytes()
     assert record["images"][0].any() and set(record["instruction"]) == {sample_episode(3).instruction}
+
+
+def test_a_missed_grasp_is_not_recorded_but_its_recovery_is(watched: Watched) -> None:
+    missed = 0
+    for seed in range(6):
+        record = demos.record_episode(watched, seed, stride=1, noise=0.0, misses=1.0)
+        plain = demos.record_episode(watched, seed, stride=1, noise=0.0, misses=0.0)
+        assert plain is not None and plain["state"][0, -1] > 0.07
+        if record is not None:
+            missed += 1
+            # The recording begins with closed fingers beside the object, and an expert that opens them again.
+            beside = np.linalg.norm(record["privileged"][0, :2] - record["privileged"][0, 6:8]) / 10
+            assert record["state"][0, -1] < 0.06 and beside > 0.015
+            assert record["actions"][0, :, 6].max() == 1.0
+    assert missed >= 3

@@ -59,14 +59,20 @@ TOOL_OFFSET = 0.1034  # m from the hand frame to the tool centre
 IK_DAMPING = 0.03
 GRASP_REWARD = 0.1
 TABLE_TEXTURE = 64  # px
-# Target, goal and tool position in units of 0.1 m; then target and goal in the image of each camera, -1..1,
-# NaN out of sight. All are of order one, as an auxiliary loss wants them.
+# Target, goal and measured tool position, as seen from the commanded tool position, in units of 0.1 m; then
+# target and goal in the image of each camera, -1..1, NaN out of sight. All of order one, as losses want it.
 PRIVILEGED = 17
 
 
 @dataclass(frozen=True)
 class TabletopConfig:
-    """image_size: px; chunk: actions; max_translation, max_rotation: m and rad in a control step."""
+    """Options of the simulator.
+
+    image_size: width and height of both cameras in px.
+    chunk: actions of a chunk.
+    max_translation: bound of a control step in m, per axis.
+    max_rotation: bound of a control step in rad, per axis.
+    """
 
     image_size: int = 64
     chunk: int = 8
@@ -422,8 +428,8 @@ class _Slot:
         goal = self.episode.receptacles[0]
         target, place = self.data.xpos[self._target_body], np.array([goal.x, goal.y, goal.item.half_height])
         pixels = [self.pixel(camera, point) for camera in adapter.CAMERAS for point in (target, place)]
-        positions = np.concatenate([target, place, self.data.site_xpos[self._tool]]) / 0.1
-        return np.concatenate([positions, *pixels]).astype(np.float32)
+        positions = np.stack([target, place, self.data.site_xpos[self._tool]]) - self.command_position
+        return np.concatenate([positions.ravel() / 0.1, *pixels]).astype(np.float32)
 
     def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
         """Image coordinates `[2]` of a point (x right, y down, -1..1 at the borders); NaN if outside."""

@@ -30,9 +30,9 @@ class OFTConfig:
     """cameras, state_dim, prompt_length: sizes of the inputs; chunk x action_dim tokens of n_bins come out.
 
     values: 1 for a chunk-level value, `chunk` for one per action. detach_value: keep value gradients out of the trunk.
-    auxiliary: positions regressed from the summary, an auxiliary target (privileged simulator state), 0 for none.
-    pointing: keypoints of each camera that learn to point at named things (the target, the goal): they are part of
-    the auxiliary output, and join the proprioception, because where things are follows from both together.
+    pointing: keypoints of each camera that learn to point at named things (the target, the goal), 0 for none.
+    auxiliary: positions that are computed from those keypoints and the proprioception, and join the latter; 0 for
+    none. Keypoints and positions are the auxiliary output, trained on privileged simulator state.
     """
 
     vision: ConvTowerConfig = field(default_factory=ConvTowerConfig)
@@ -74,7 +74,8 @@ class OpenVLAOFT(nn.Module):
         self.vision_backbone = nn.ModuleList(ConvTower(config.vision, h, h) for _ in range(config.cameras))
         self.projector = _mlp(h, (2 * h,), h)
         named = 2 * config.cameras * config.pointing
-        self.proprio_projector = _mlp(config.state_dim + named, (2 * h, 2 * h) if named else (h,), h)
+        self.locator = _mlp(config.state_dim + named, (2 * h, 2 * h), config.auxiliary) if config.auxiliary else None
+        self.proprio_projector = _mlp(config.state_dim + config.auxiliary, (2 * h,), h)
         self.language_model = LlamaModel(
             LlamaConfig(
                 vocab_size=config.vocabulary, hidden_size=h, intermediate_size=config.intermediate,
@@ -87,7 +88,6 @@ class OpenVLAOFT(nn.Module):
         self.placeholders = nn.Parameter(0.02 * torch.randn(self.placeholder_count, h))
         self.action_head = nn.Linear(h, config.tokens_per_placeholder * config.n_bins, bias=False)
         self.value_head = _mlp(h, (512, 128), config.values)
-        self.auxiliary_head = _mlp(h, (128,), config.auxiliary) if config.auxiliary else None
         # Words of unit size: with Llama's 0.02 the instruction hardly modulates the vision towers at first.
         nn.init.normal_(self.language_model.embed_tokens.weight, std=1.0)
 
@@ -110,6 +110,13 @@ class OpenVLAOFT(nn.Module):
         seen = [tower(p, text) for tower, p in zip(self.vision_backbone, pixels, strict=True)]
         return torch.cat([s[0] for s in seen], 1), torch.stack([s[1] for s in seen], 1), embedded
 
+    def locate(self, points: torch.Tensor, state: torch.Tensor) -> torch.Tensor | None:
+        """Positions and named keypoints `[B, auxiliary + cameras * pointing * 2]` from keypoints and state."""
+        if self.locator is None:
+            return None
+        named = points[:, :, : self.settings.pointing].flatten(1)
+        return torch.cat([self.locator(torch.cat([state, named], 1)), named], 1).float()
+
     def forward(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> VLAOutput:
         """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0."""
         c = self.settings
@@ -118,9 +125,10 @@ class OpenVLAOFT(nn.Module):
         vision, points, embedded = self.see(images, tokens, state.dtype)
         valid = tokens != 0
         bos = self.language_model.embed_tokens(tokens.new_full((len(tokens), 1), BOS))
-        named = points[:, :, : c.pointing].flatten(1)
-        proprioception = self.proprio_projector(torch.cat([state, named], 1))
-        prefix = torch.cat([bos, self.projector(vision), proprioception[:, None]], 1)
+        auxiliary = self.locate(points, state)
+        if auxiliary is not None:
+            state = torch.cat([state, auxiliary[:, : c.auxiliary]], 1)
+        prefix = torch.cat([bos, self.projector(vision), self.proprio_projector(state)[:, None]], 1)
         steps = self.placeholder_count
         sequence = torch.cat([prefix, embedded, self.placeholders.expand(len(tokens), -1, -1)], 1)
         present = torch.cat([valid.new_ones(prefix.shape[:2]), valid, valid.new_ones(len(tokens), steps)], 1)
@@ -136,9 +144,6 @@ class OpenVLAOFT(nn.Module):
         logits = self.action_head(decoded).float().reshape(len(tokens), c.chunk, c.action_dim, c.n_bins)
         summary = hidden[:, -steps - 1]
         values = self.value_head(summary.detach() if c.detach_value else summary).float()
-        auxiliary = None
-        if self.auxiliary_head is not None:
-            auxiliary = torch.cat([self.auxiliary_head(summary), named], 1).float()
         return VLAOutput(logits, values, auxiliary)
 
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HOVER = 0.075  # m above the object or the goal
-CARRY = 0.10  # m, lowest height of the tool while carrying
-REACHED = 0.008  # m
+HOVER = 0.075  # m above the grasp or the release, as long as the horizontal error is large
+SLOPE = 2.0  # height of the funnel: the tool may go below HOVER only as the horizontal error shrinks
+ALIGNED = 0.008  # m, horizontal error at the bottom of the funnel
+GAIN = 0.45  # share of the remaining way in one step: a smooth approach, easier to imitate than a sudden halt
+LIFT_FIRST = 0.05  # m of lift until a carried object moves sideways at full speed
 CLOSE_STEPS = 4
 OPEN_STEPS = 3
 
@@ -32,76 +34,71 @@ class Privileged:
 
 @dataclass
 class Expert:
-    """Approach, descend, close, lift, carry, lower, open, retreat; starts again when the grasp is lost.
+    """Reach, close, carry, open, retreat; starts again when the grasp is lost.
 
+    Within reach and carry the action is a smooth function of what is seen: a funnel over the object or the goal.
     max_translation, max_rotation: bounds of one control step in m (Euclidean) and rad (per axis).
     """
 
     max_translation: float
     max_rotation: float
-    phase: str = field(default="approach", init=False)
+    phase: str = field(default="reach", init=False)
     wait: int = field(default=0, init=False)
-    grasp_offset: float = field(default=0.0, init=False)
+    grasp_height: float = field(default=0.02, init=False)  # m, of the tool when it closed
+    grasp_offset: float = field(default=0.0, init=False)  # m, tool above the object's centre
 
     def act(self, now: Privileged) -> np.ndarray:
         """The next action `[7]`: translation m, rotation vector rad, gripper 1 = open, 0 = closed."""
         self._advance(now)
-        goal_xy = now.goal[:2]
-        release = now.goal_top + now.half_height + 0.006 + self.grasp_offset
-        waypoint = {
-            "approach": np.array([*now.target[:2], now.target[2] + HOVER]),
-            "descend": np.array([*now.target[:2], self._grasp_height(now)]),
-            "close": np.array([*now.commanded[:2], now.commanded[2]]),
-            "lift": np.array([*now.commanded[:2], max(CARRY, release + 0.03)]),
-            "carry": np.array([*goal_xy, max(CARRY, release + 0.03)]),
-            "lower": np.array([*goal_xy, release]),
-            "open": now.commanded.copy(),
-            "retreat": np.array([*goal_xy, release + 0.10]),
-        }[self.phase]
-        step = waypoint - now.commanded
+        waypoint = now.commanded
+        if self.phase == "reach":
+            waypoint = funnel(now.target[:2], self._bottom(now), now.commanded)
+        elif self.phase == "carry":
+            waypoint = funnel(now.goal[:2], self._release(now), now.commanded)
+        elif self.phase == "retreat":
+            waypoint = np.array([*now.goal[:2], self._release(now) + 0.12])
+        step = GAIN * (waypoint - now.commanded)
+        if self.phase == "carry":
+            step[:2] *= np.clip((now.commanded[2] - self.grasp_height) / LIFT_FIRST, 0.1, 1.0)
         distance = float(np.linalg.norm(step))
         if distance > self.max_translation:
             step *= self.max_translation / distance
         turn = np.clip(now.tilt, -self.max_rotation, self.max_rotation)
-        is_open = self.phase in ("approach", "descend", "open", "retreat")
+        is_open = self.phase in ("reach", "open", "retreat")
         return np.array([*step, *turn, 1.0 if is_open else 0.0])
 
-    def _grasp_height(self, now: Privileged) -> float:
+    def _bottom(self, now: Privileged) -> float:
         return max(float(now.target[2]), 0.018)
 
+    def _release(self, now: Privileged) -> float:
+        return now.goal_top + now.half_height + 0.006 + self.grasp_offset
+
     def _advance(self, now: Privileged) -> None:
-        if self.phase == "approach":
-            near = np.linalg.norm(now.target[:2] - now.commanded[:2]) < 0.015
-            if near and now.commanded[2] - now.target[2] < HOVER + 0.02:
-                self.phase = "descend"
-        if self.phase == "descend":
-            wanted = np.array([*now.target[:2], self._grasp_height(now)])
-            if np.linalg.norm(wanted[:2] - now.commanded[:2]) > 0.03:
-                self.phase = "approach"
-            elif np.linalg.norm(wanted - now.measured) < REACHED:
+        if self.phase == "reach":
+            wanted = np.array([*now.target[:2], self._bottom(now)])
+            if np.linalg.norm(wanted - now.measured) < 0.01:
                 self.phase, self.wait = "close", CLOSE_STEPS
+                self.grasp_height = float(now.commanded[2])
                 self.grasp_offset = float(now.commanded[2] - now.target[2])
         elif self.phase == "close":
             self.wait -= 1
             if self.wait <= 0:
-                self.phase = "lift"
-        elif self.phase == "lift":
-            if now.commanded[2] > CARRY - 0.01:
                 self.phase = "carry"
         elif self.phase == "carry":
-            if np.linalg.norm(now.goal[:2] - now.commanded[:2]) < 0.01:
-                self.phase = "lower"
-        elif self.phase == "lower":
-            release = now.goal_top + now.half_height + 0.006 + self.grasp_offset
             settled = np.linalg.norm(now.goal[:2] - now.measured[:2]) < 0.015
-            if settled and now.measured[2] - release < 0.006:
+            if np.linalg.norm(now.target - now.measured) > 0.04:
+                self.phase = "reach"
+            elif settled and now.measured[2] - self._release(now) < 0.006:
                 self.phase, self.wait = "open", OPEN_STEPS
         elif self.phase == "open":
             self.wait -= 1
             if self.wait <= 0:
                 self.phase = "retreat"
-        elif self.phase == "retreat" and now.commanded[2] > now.goal_top + now.half_height + 0.08:
-            self.phase = "approach"
-        lost = np.linalg.norm(now.target - now.measured) > 0.04
-        if lost and self.phase in ("lift", "carry", "lower"):
-            self.phase = "approach"
+        elif self.phase == "retreat" and now.commanded[2] > self._release(now) + 0.08:
+            self.phase = "reach"
+
+
+def funnel(center: np.ndarray, bottom: float, position: np.ndarray) -> np.ndarray:
+    """Where to go from `position` `[3]` m to reach `center` `[2]` at height `bottom` without sweeping over the table."""
+    error = float(np.linalg.norm(center - position[:2]))
+    return np.array([*center, bottom + float(np.clip(SLOPE * (error - ALIGNED), 0.0, HOVER))])

@@ -1,0 +1,148 @@
+"""Everything in one command: demonstrations, imitation, PPO, evaluation of both, a report: `vla quickstart`.
+
+Each step is the command of its own name and leaves a finished result; a killed quickstart goes on where it stopped.
+"""
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from training.algorithms.ppo import PPOConfig
+from training.demos import DemosConfig, demos
+from training.evaluate import EvalConfig, evaluate
+from training.pipeline.engine import PlacementConfig
+from training.report import ReportConfig, report
+from training.run import write_json
+from training.sft import SftConfig, sft
+from training.train import TrainConfig, train
+from vla.cli import Command
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Options of `vla quickstart`.
+
+    out: run folder.
+    seed: of imitation and PPO.
+    episodes: demonstrations.
+    scenes: random scenes for the pretraining of the vision.
+    scene_samples: samples of the pretraining.
+    samples: samples of the imitation.
+    iterations: of PPO.
+    slots: environments of PPO.
+    decisions: of every environment in an iteration of PPO.
+    algorithm: options of PPO.
+    placement: who runs where.
+    eval_episodes: episodes of each variant in the evaluations.
+    """
+
+    out: Path = Path("runs/quickstart")
+    seed: int = 0
+    episodes: int = 1500
+    scenes: int = 24_000
+    scene_samples: int = 120_000
+    samples: int = 60_000
+    iterations: int = 80
+    slots: int = 32
+    decisions: int = 32
+    algorithm: PPOConfig = field(default_factory=PPOConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    eval_episodes: int = 50
+
+
+class Meter:
+    """Wall time and the peak resident memory of this process and all its descendants."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        before = json.loads(file.read_text()) if file.exists() else {}
+        self.wall_s: float = before.get("wall_s", 0.0)
+        self.peak_mib: float = before.get("peak_rss_mib", 0.0)
+        self.steps: dict[str, float] = before.get("steps", {})
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss - process.memory_info().shared
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak_mib = max(self.peak_mib, total / 2**20)
+
+    def add(self, step: str, seconds: float, env_steps: int) -> None:
+        """Write the totals after a step."""
+        self.wall_s += seconds
+        self.steps[step] = self.steps.get(step, 0.0) + seconds
+        record = {"wall_s": self.wall_s, "peak_rss_mib": self.peak_mib, "steps": self.steps, "env_steps": env_steps}
+        write_json(self.file, record)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def quickstart(config: QuickstartConfig) -> None:
+    """Run the missing steps."""
+    console = Console()
+    out = config.out
+    out.mkdir(parents=True, exist_ok=True)
+    meter = Meter(out / "usage.json")
+    demonstrations = DemosConfig(out / "demos", episodes=config.episodes, scenes=config.scenes)
+    imitation = SftConfig(
+        out / "sft", out / "demos", scene_samples=config.scene_samples, samples=config.samples, seed=config.seed
+    )
+    learning = TrainConfig(
+        out / "rl", out / "sft" / "checkpoint", seed=config.seed, iterations=config.iterations, slots=config.slots,
+        decisions=config.decisions, algorithm=config.algorithm, placement=config.placement,
+    )  # fmt: skip
+    score_sft = EvalConfig(out / "sft" / "checkpoint", out / "sft.json", episodes=config.eval_episodes)
+    score_rl = replace(score_sft, checkpoint=out / "checkpoint", out=out / "rl.json", videos=out / "videos")
+    steps = (
+        ("demonstrations", lambda: demos(demonstrations)),
+        ("imitation", lambda: sft(imitation)),
+        ("evaluation of imitation", lambda: score_sft.out.exists() or evaluate(score_sft)),
+        ("PPO", lambda: (train(learning), _publish(out))),
+        ("evaluation of PPO", lambda: score_rl.out.exists() or evaluate(score_rl)),
+    )
+    for number, (name, step) in enumerate(steps, 1):
+        console.rule(f"{number}/{len(steps)} {name}")
+        began = time.monotonic()
+        try:
+            step()
+        finally:
+            meter.add(name, time.monotonic() - began, _env_steps(out / "rl"))
+    meter.close()
+    report(ReportConfig(out))
+    summary = json.loads((out / "report.json").read_text())
+    for axis in summary["sft"]:
+        console.print(f"{axis:16s} {summary['sft'][axis]['rate']:6.1%} -> {summary['rl'][axis]['rate']:6.1%}")
+    console.print(f"{summary['wall_s'] / 60:.1f} minutes, {summary['peak_rss_mib']:.0f} MiB; the report: {out}/report.html")
+
+
+def _publish(out: Path) -> None:
+    """`out/checkpoint` is the policy after PPO."""
+    link = out / "checkpoint"
+    if not link.exists():
+        link.symlink_to(Path("rl") / "checkpoint", target_is_directory=True)
+
+
+def _env_steps(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return int(json.loads(lines[-1])["time/total_env_steps"]) if lines else 0
+
+
+command = Command(
+    name="quickstart", help="Demonstrations, imitation, PPO, evaluation and a report.", schema=QuickstartConfig,
+    config_name="quickstart", run=quickstart,
+)  # fmt: skip

@@ -1,0 +1,161 @@
+"""A run as one page: `vla report` writes report.html (self-contained) and report.json."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
+from training.run import write_json
+from vla.cli import Command
+from vla.errors import SimrealError
+from vla.tasks.put_on_plate import VARIANTS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}tr.axis td{font-weight:600;background:#f5f7fa}
+figure{display:inline-block;margin:.4rem;text-align:center;font-size:.85rem}video,img{max-width:100%;border-radius:4px}
+figure video{width:192px}small{color:#666}"""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of `vla report`.
+
+    run: folder of a quickstart or a full recipe, with sft.json, rl.json and rl/metrics.jsonl.
+    """
+
+    run: Path = Path("runs/quickstart")
+
+
+def report(config: ReportConfig) -> None:
+    """Write report.html and report.json into the run's folder."""
+    run = config.run
+    files = {name: run / f"{name}.json" for name in ("sft", "rl", "usage")}
+    missing = [str(f) for f in files.values() if not f.exists()]
+    if missing:
+        raise SimrealError(
+            f"nothing to report: {', '.join(missing)} missing", code="RUN_MISSING",
+            remedy=f"Run `vla quickstart out={run}` first; it goes on where it stopped.",
+        )  # fmt: skip
+    scores = {name: json.loads(files[name].read_text()) for name in ("sft", "rl")}
+    usage = json.loads(files["usage"].read_text())
+    rows = [json.loads(line) for line in (run / "rl" / "metrics.jsonl").read_text().splitlines()]
+    summary = {
+        "sft": scores["sft"]["axes"],
+        "rl": scores["rl"]["axes"],
+        "controls": {name: scores[name]["controls"] for name in scores},
+        "generalization_mean": {name: scores[name]["generalization_mean"] for name in scores},
+        **usage,
+    }
+    write_json(run / "report.json", summary)
+    page = render(scores, rows, summary, run / "videos")
+    temporary = run / "report.tmp"
+    temporary.write_text(page)
+    temporary.rename(run / "report.html")
+
+
+def render(scores: Mapping[str, Any], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any], videos: Path) -> str:
+    """The page as a string."""
+    gain = {a: summary["rl"][a]["rate"] - summary["sft"][a]["rate"] for a in AXES}
+    out_of = float(np.mean([gain[a] for a in OUT_OF_DISTRIBUTION]))
+    parts = [
+        "<h1>Imitation and reinforcement learning on put-on-plate</h1>",
+        f"<p>PPO moved success in distribution from {summary['sft']['in_distribution']['rate']:.0%} to "
+        f"{summary['rl']['in_distribution']['rate']:.0%}, and the mean of the generalisation axes by "
+        f"{100 * out_of:+.0f} points. It used {int(summary['env_steps']):,} environment steps; the whole run took "
+        f"{summary['wall_s'] / 60:.0f} minutes and at most {summary['peak_rss_mib'] / 1024:.1f} GiB of memory.</p>",
+        f'<img src="{_png(curve_figure(rows, scores))}" alt="learning curve">',
+        _table(scores),
+        "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. The figure of an "
+        "axis pools its variants. Blind: black images. Wrong instruction: it names the other object. Both should fail."
+        "</small></p>",
+        _clips(videos),
+    ]
+    return f"<!doctype html><meta charset=utf-8><title>simreal report</title><style>{STYLE}</style>{''.join(parts)}"
+
+
+def curve_figure(rows: Sequence[Mapping[str, float]], scores: Mapping[str, Any]) -> plt.Figure:
+    """Success against environment steps and against wall time."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+    success = np.array([r["rollout/success"] for r in rows], float)
+    for axis, key, scale, label in (
+        (axes[0], "time/total_env_steps", 1e-3, "thousand environment steps"),
+        (axes[1], "time/elapsed_s", 1 / 60, "minutes of PPO"),
+    ):
+        x = np.array([r[key] for r in rows], float) * scale
+        axis.plot(x, success, color="#9db4d0", linewidth=1, label="each iteration (sampled actions)")
+        axis.plot(x, smooth(success), color="#1f5fa8", linewidth=2, label="mean of 9 iterations")
+        for name, color in (("sft", "#b5533c"), ("rl", "#2e7d4f")):
+            rate = scores[name]["axes"]["in_distribution"]["rate"]
+            axis.axhline(rate, color=color, linestyle="--", linewidth=1, label=f"{name} evaluated (greedy)")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success in distribution")
+    axes[0].set_ylim(0, 1)
+    axes[1].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
+    """Centred moving mean that ignores NaN."""
+    half = width // 2
+    return np.array([np.nanmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def _png(figure: plt.Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _table(scores: Mapping[str, Any]) -> str:
+    lines = ["<table><tr><th>axis</th><th>imitation</th><th></th><th>PPO</th><th></th><th>gain</th></tr>"]
+    for axis in AXES:
+        lines.append(_row(axis.replace("_", " "), *(scores[n]["axes"][axis] for n in ("sft", "rl")), kind="axis"))
+        if len(VARIANTS[axis]) > 1:
+            for variant in VARIANTS[axis]:
+                lines.append(_row(variant.replace("_", " "), *(scores[n]["variants"][variant] for n in ("sft", "rl"))))
+    for control in CONTROLS:
+        lines.append(_row(f"control: {control}".replace("_", " "), *(scores[n]["controls"][control] for n in ("sft", "rl"))))
+    return "".join(lines) + "</table>"
+
+
+def _row(name: str, before: Mapping[str, Any], after: Mapping[str, Any], kind: str = "") -> str:
+    def cells(entry: Mapping[str, Any]) -> str:
+        low, high = entry["wilson95"]
+        return f"<td>{entry['rate']:.1%}</td><td><small>{low:.0%} to {high:.0%}</small></td>"
+
+    gain = 100 * (after["rate"] - before["rate"])
+    return f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells(before)}{cells(after)}<td>{gain:+.0f}</td></tr>'
+
+
+def _clips(folder: Path) -> str:
+    figures = []
+    for axis, variants in VARIANTS.items():
+        for variant in variants:
+            for label in ("success", "failure"):
+                file = folder / f"{variant}_{label}.mp4"
+                if file.exists():
+                    data = base64.b64encode(file.read_bytes()).decode()
+                    caption = f"{axis}: {variant}, {label}".replace("_", " ")
+                    figures.append(
+                        f'<figure><video src="data:video/mp4;base64,{data}" muted loop autoplay playsinline controls></video>'
+                        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                    )
+    return f"<h2>After PPO</h2>{''.join(figures)}" if figures else ""
+
+
+command = Command(name="report", help="Write the report of a run.", schema=ReportConfig, run=report)
