@@ -118,9 +118,7 @@ def _record(core: int) -> None:
     """Set a process of part 1 up: one core, one simulator, the episodes."""
     os.sched_setaffinity(0, {core})
     env = Tabletop(ENVIRONMENTS)
-    _STATE.update(
-        env=env, episodes=[(seed, expert_chunks(env, seed)) for seed in range(SEED, SEED + EPISODES)]
-    )
+    _STATE.update(env=env, episodes=[(seed, expert_chunks(env, seed)) for seed in range(SEED, SEED + EPISODES)])
     replay(env, _STATE["episodes"][:ENVIRONMENTS])  # warm-up
 
 
@@ -136,9 +134,7 @@ def measure_simulation(repeats: int, console: Console) -> dict[str, Any]:
         for number in range(repeats):
             row = pool.submit(_replay, number).result()
             rows.append(row)
-            console.print(
-                f"simulation {number + 1}/{repeats}: {row.steps / row.wall_s:.0f} steps/s", highlight=False
-            )
+            console.print(f"simulation {number + 1}/{repeats}: {row.steps / row.wall_s:.0f} steps/s", highlight=False)
     total = sum(r.wall_s for r in rows)
     return spread([r.steps / r.wall_s for r in rows]) | {
         "per_cpu_second": spread([r.steps / r.cpu_s for r in rows]),
@@ -161,9 +157,9 @@ def untrained(folder: Path) -> None:
         ArrayStatistics.from_bounds(-ones, ones),
     )
     words = train_tokenizer(training_sentences(), config.model.vocabulary, config.model.prompt_length)
-    Policy.untrained(
-        {"class": "openvla_oft", **asdict(config.model)}, env.contract, numbers, words, seed=0
-    ).save(folder)
+    Policy.untrained({"class": "openvla_oft", **asdict(config.model)}, env.contract, numbers, words, seed=0).save(
+        folder
+    )
     env.close()
 
 
@@ -203,6 +199,7 @@ def measure_placements(
         name: {
             "env_steps_per_s": spread(rates[name]),
             "mean_s": {k: statistics.mean(row[k] for row in seconds[name]) for k in seconds[name][0]},
+            "seconds": seconds[name],
         }
         for name in PLACEMENTS
     }
@@ -237,11 +234,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     info = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -260,18 +253,12 @@ def commit() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the result")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--checkpoint", type=Path, help="policy of part 2; without it an untrained nano model"
-    )
+    parser.add_argument("--checkpoint", type=Path, help="policy of part 2; without it an untrained nano model")
     parser.add_argument("--slots", type=int, default=32, help="environments of part 2")
-    parser.add_argument(
-        "--decisions", type=int, default=32, help="chunks of each environment in a repeat of part 2"
-    )
+    parser.add_argument("--decisions", type=int, default=32, help="chunks of each environment in a repeat of part 2")
     arguments = parser.parse_args()
     console = Console()
     result: dict[str, Any] = {
@@ -286,6 +273,7 @@ def main() -> int:
     result["pipelined_over_sequential"] = measure_placements(
         arguments.checkpoint, arguments.repeats, arguments.slots, arguments.decisions, console
     )
+    result["machine"]["load_average_1_min_after"] = os.getloadavg()[0]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1))
     missed = 0

@@ -1,8 +1,8 @@
 """Demonstrations of the scripted expert: `vla demos`.
 
 Shards of episodes are made in parallel and renamed into place, so a killed run goes on where it stopped. Each kept
-episode succeeded. The executed actions carry noise, the recorded ones don't (DART, Laskey et al. 2017): the policy
-learns how to come back.
+episode succeeded. In some the arm is pushed, or the first grasp goes beside the object: the policy learns how to come
+back. What is recorded is undisturbed: a chunk into which a push falls is left out, because nobody could foresee it.
 """
 
 import json
@@ -26,7 +26,8 @@ from vla.tasks.put_on_plate import MAX_STEPS, sample_episode
 from vla.types import Observation
 
 SHARD = 25  # episodes
-PUSHES = 2  # in an episode: three control steps in a random direction, which the expert has to make good
+PUSHES = 2  # in a pushed episode: control steps in a random direction, which the expert has to make good
+PUSH_STEPS = 3
 SCENE_SHARD = 1000
 SCENE_SEEDS = 500_000_000
 TOOL_LOW, TOOL_HIGH = (0.36, -0.18, 0.08), (0.64, 0.18, 0.28)  # m, tool positions of the random scenes
@@ -41,8 +42,8 @@ class DemosConfig:
     episodes: successful episodes to keep.
     scenes: random layouts seen from random tool positions, for the pretraining of the vision.
     seed: first episode's seed; evaluation uses other seeds.
-    stride: control steps between recorded images.
-    noise: standard deviation in m of the noise on the executed translation.
+    stride: control steps between recorded images, at least.
+    pushed: share of the episodes in which the arm is pushed aside, now and then.
     misses: share of the episodes that begin with a grasp beside the object, which is not recorded; the recovery is.
     workers: processes, 0 for one per core.
     env: the simulator's options.
@@ -53,7 +54,7 @@ class DemosConfig:
     scenes: int = 20_000
     seed: int = 1_000_000
     stride: int = 3
-    noise: float = 0.006
+    pushed: float = 0.6
     misses: float = 0.2
     workers: int = 0
     env: TabletopConfig = field(default_factory=TabletopConfig)
@@ -79,20 +80,24 @@ def _shard_name(index: int) -> str:
     return f"shard_{index:05d}.npz"
 
 
-def record_episode(env: Tabletop, seed: int, stride: int, noise: float, misses: float) -> dict[str, np.ndarray] | None:
+def record_episode(env: Tabletop, seed: int, stride: int, pushed: float, misses: float) -> dict[str, np.ndarray] | None:
     """Play one episode in environment 0; None if the expert failed."""
     env.reset(0, EpisodeRequest(seed))
     rng = np.random.default_rng([seed, 11])
+    chunk = env.config.chunk
     expert = Expert(env.config.max_translation, env.config.max_rotation)
-    pushes = np.zeros((MAX_STEPS, 3))
-    for start in rng.integers(0, 36, PUSHES):
-        pushes[start : start + 3] += rng.uniform(-1, 1, 3) * env.config.max_translation
-    scale = noise * rng.uniform(0, 1)
-    samples, steps, actions = [], [], []
+    pushes = np.zeros((MAX_STEPS + chunk, 3))
+    if rng.random() < pushed:
+        for start in rng.integers(0, 36, PUSHES):
+            pushes[start : start + PUSH_STEPS] += rng.uniform(-1, 1, 3) * env.config.max_translation
+    disturbed = np.convolve(pushes.any(1), np.ones(chunk))[chunk - 1 :] > 0  # a push falls into the chunk that begins here
     angle = rng.uniform(0, 2 * np.pi)
     miss = rng.uniform(0.02, 0.05) * np.array([np.cos(angle), np.sin(angle), 0.0]) * (rng.random() < misses)
     missing = bool(miss.any())
-    done = False
+    samples: list[tuple[np.ndarray, ...]] = []
+    steps: list[int] = []
+    actions: list[np.ndarray] = []
+    done, since = False, stride
     instruction = ""
     for t in range(MAX_STEPS):
         view = env.expert_view(0)
@@ -100,23 +105,24 @@ def record_episode(env: Tabletop, seed: int, stride: int, noise: float, misses: 
             missing = False
         if missing:
             view = replace(view, target=view.target + miss)
-        elif t % stride == 0:
+        elif since >= stride and not disturbed[t]:
+            since = 0
             seen = env.observe([0])[0]
             instruction = seen.instruction
             samples.append(_sample(env, seen))
             steps.append(t)
+        since += 1
         action = expert.act(view)
         actions.append(action)
         executed = action.copy()
         if expert.phase in ("reach", "carry"):
-            executed[:3] += rng.normal(0, scale, 3) + pushes[t]
+            executed[:3] += pushes[t]
         result = env.step([0], executed[None, None])
         if result.terminated[0]:
             done = True
             break
-    if not done:
+    if not done or not steps:
         return None
-    chunk = env.config.chunk
     padded = np.array(actions + [RETREAT] * chunk)
     images, states, privileged = (np.stack(part) for part in zip(*samples, strict=True))
     return {
@@ -136,7 +142,10 @@ def record_scenes(env: Tabletop, seeds: range) -> dict[str, np.ndarray]:
         env.lay_out(0, replace(sample_episode(seed), start_position=tuple(float(v) for v in position)))
         seen = env.observe([0])[0]
         rows.append((*_sample(env, seen), seen.instruction))
-    return {k: np.stack(v) for k, v in zip(("images", "state", "privileged", "instruction"), zip(*rows, strict=True), strict=True)}
+    return {
+        k: np.stack(v)
+        for k, v in zip(("images", "state", "privileged", "instruction"), zip(*rows, strict=True), strict=True)
+    }
 
 
 def _sample(env: Tabletop, seen: Observation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,9 +179,9 @@ def _make_shard(config: DemosConfig, index: int) -> tuple[int, int]:
     played = 0
     while len(episodes) < wanted:
         if played >= 20 * SHARD:
-            raise SimrealError(f"the expert succeeded only {len(episodes)} times in {played}: lower noise")
+            raise SimrealError(f"the expert succeeded only {len(episodes)} times in {played}: lower pushed")
         # Every shard draws from a range of seeds of its own, so that shards don't depend on each other.
-        episode = record_episode(env, config.seed + index * 1000 + played, config.stride, config.noise, config.misses)
+        episode = record_episode(env, config.seed + index * 1000 + played, config.stride, config.pushed, config.misses)
         played += 1
         if episode is not None:
             episodes.append(episode)
@@ -213,7 +222,9 @@ def demos(config: DemosConfig) -> None:
         bar = progress.add_task("demonstrations", total=config.episodes, completed=(count - len(missing)) * SHARD)
         scenes = progress.add_task("random scenes", total=config.scenes)
         scene_jobs = [pool.submit(_make_scenes, config, i) for i in missing_scenes]
-        progress.advance(scenes, config.scenes - sum(min(SCENE_SHARD, config.scenes - i * SCENE_SHARD) for i in missing_scenes))
+        progress.advance(
+            scenes, config.scenes - sum(min(SCENE_SHARD, config.scenes - i * SCENE_SHARD) for i in missing_scenes)
+        )
         for future in as_completed([pool.submit(_make_shard, config, i) for i in missing]):
             new, tried = future.result()
             kept, played = kept + new, played + tried
@@ -269,5 +280,9 @@ def _load(folder: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
 
 
 command = Command(
-    name="demos", help="Record demonstrations of the scripted expert.", schema=DemosConfig, config_name="demos", run=demos
+    name="demos",
+    help="Record demonstrations of the scripted expert.",
+    schema=DemosConfig,
+    config_name="demos",
+    run=demos,
 )

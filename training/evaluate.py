@@ -128,9 +128,7 @@ def play(
 
 
 def _blinded(seen: Observation) -> Observation:
-    return Observation(
-        {k: np.zeros_like(v) for k, v in seen.images.items()}, seen.state, seen.instruction, seen.stamps
-    )
+    return Observation({k: np.zeros_like(v) for k, v in seen.images.items()}, seen.state, seen.instruction, seen.stamps)
 
 
 def interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -151,9 +149,7 @@ def score(successes: int, episodes: int) -> dict[str, Any]:
 
 def summarize(results: Mapping[str, Sequence[EpisodeResult]], config: EvalConfig) -> dict[str, Any]:
     """The JSON of an evaluation; an axis pools its variants, which have equally many episodes."""
-    variants = {
-        v: score(sum(r.success for r in rs), len(rs)) for v, rs in results.items() if v not in CONTROLS
-    }
+    variants = {v: score(sum(r.success for r in rs), len(rs)) for v, rs in results.items() if v not in CONTROLS}
     axes = {}
     for axis in AXES:
         members = [variants[v] for v in variants if axis_of(v) == axis]
@@ -165,9 +161,7 @@ def summarize(results: Mapping[str, Sequence[EpisodeResult]], config: EvalConfig
         "seed": config.seed,
         "checkpoint": str(config.checkpoint),
     }
-    out["controls"] = {
-        c: score(sum(r.success for r in results[c]), len(results[c])) for c in CONTROLS if c in results
-    }
+    out["controls"] = {c: score(sum(r.success for r in results[c]), len(results[c])) for c in CONTROLS if c in results}
     if all(a in axes for a in OUT_OF_DISTRIBUTION):
         out["generalization_mean"] = float(np.mean([axes[a]["rate"] for a in OUT_OF_DISTRIBUTION]))
     out["mean_steps_of_success"] = {
@@ -216,9 +210,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     ):
         bar = progress.add_task("", total=len(variants) * config.episodes)
         filmed = 6 if config.videos else 0
-        futures = [
-            pool.submit(_job, v, part, part[:filmed] if part[0] == config.seed else ()) for v, part in jobs
-        ]
+        futures = [pool.submit(_job, v, part, part[:filmed] if part[0] == config.seed else ()) for v, part in jobs]
         for future in as_completed(futures):
             variant, part_results = future.result()
             results[variant] += part_results
@@ -266,9 +258,7 @@ def _run(config: EvalConfig) -> None:
     for heading in ("axis", "variant", "rate", "95% interval"):
         table.add_column(heading)
     for name, entry in summary["axes"].items():
-        table.add_row(
-            name, "", f"[bold]{entry['rate']:.1%}[/]", "{:.1%} .. {:.1%}".format(*entry["wilson95"])
-        )
+        table.add_row(name, "", f"[bold]{entry['rate']:.1%}[/]", "{:.1%} .. {:.1%}".format(*entry["wilson95"]))
         for variant in VARIANTS[name]:
             row = summary["variants"][variant]
             table.add_row("", variant, f"{row['rate']:.1%}", "{:.1%} .. {:.1%}".format(*row["wilson95"]))
@@ -279,6 +269,4 @@ def _run(config: EvalConfig) -> None:
     console.print(f"written to {config.out}")
 
 
-command = Command(
-    name="eval", help="Score a checkpoint on the generalisation axes.", schema=EvalConfig, run=_run
-)
+command = Command(name="eval", help="Score a checkpoint on the generalisation axes.", schema=EvalConfig, run=_run)

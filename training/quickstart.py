@@ -126,7 +126,9 @@ def quickstart(config: QuickstartConfig) -> None:
     summary = json.loads((out / "report.json").read_text())
     for axis in summary["sft"]:
         console.print(f"{axis:16s} {summary['sft'][axis]['rate']:6.1%} -> {summary['rl'][axis]['rate']:6.1%}")
-    console.print(f"{summary['wall_s'] / 60:.1f} minutes, {summary['peak_rss_mib']:.0f} MiB; the report: {out}/report.html")
+    console.print(
+        f"{summary['wall_s'] / 60:.1f} minutes, {summary['peak_rss_mib']:.0f} MiB; the report: {out}/report.html"
+    )
 
 
 def _publish(out: Path) -> None:

@@ -65,7 +65,9 @@ def report(config: ReportConfig) -> None:
     temporary.rename(run / "report.html")
 
 
-def render(scores: Mapping[str, Any], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any], videos: Path) -> str:
+def render(
+    scores: Mapping[str, Any], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any], videos: Path
+) -> str:
     """The page as a string."""
     gain = {a: summary["rl"][a]["rate"] - summary["sft"][a]["rate"] for a in AXES}
     out_of = float(np.mean([gain[a] for a in OUT_OF_DISTRIBUTION]))
@@ -129,7 +131,9 @@ def _table(scores: Mapping[str, Any]) -> str:
             for variant in VARIANTS[axis]:
                 lines.append(_row(variant.replace("_", " "), *(scores[n]["variants"][variant] for n in ("sft", "rl"))))
     for control in CONTROLS:
-        lines.append(_row(f"control: {control}".replace("_", " "), *(scores[n]["controls"][control] for n in ("sft", "rl"))))
+        lines.append(
+            _row(f"control: {control}".replace("_", " "), *(scores[n]["controls"][control] for n in ("sft", "rl")))
+        )
     return "".join(lines) + "</table>"
 
 

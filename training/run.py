@@ -15,7 +15,10 @@ KEEP = 2  # states
 
 
 class RunFolder:
-    """Opens `out` for a configuration: a new run, or the rest of one with the same configuration."""
+    """`out` for a configuration: a new run, or the rest of one with the same configuration.
+
+    Making the object checks the folder, `create` writes to it.
+    """
 
     def __init__(self, out: Path, config: Any, ignore: tuple[str, ...] = ()):
         self.out = out
@@ -32,10 +35,13 @@ class RunFolder:
             raise SimrealError(
                 f"{out} is not empty and holds no run", code="OUTPUT_EXISTS", remedy="Choose another out=."
             )
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
         self.config = record
         self._writer: SummaryWriter | None = None
+
+    def create(self) -> None:
+        """Make the folder and write the configuration."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / "config.json", self.config)
 
     def latest(self) -> Path | None:
         """The newest complete state."""

@@ -76,7 +76,7 @@ class SftConfig:
     model: OFTConfig = field(default_factory=OFTConfig)
     scene_samples: int = 150_000
     samples: int = 60_000
-    batch: int = 128
+    batch: int = 64
     learning_rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.01
@@ -242,6 +242,8 @@ def _imitate(config: SftConfig) -> Loss:
         total = smoothed_cross_entropy(logits, batch.actions, config.smoothing).mean()
         near = (logits.argmax(-1) - batch.actions).abs() <= 4
         metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
+        travel = (logits.argmax(-1) - batch.actions).float().sum(1)[:, :2].norm(dim=-1)
+        metrics["chunk_error_bins"] = float(travel.median())  # horizontal way of a whole chunk
         if auxiliary is not None:
             total = total + config.auxiliary_coef * 10 * privileged_loss(auxiliary, batch.privileged)
             metrics.update(_position_errors((auxiliary - batch.privileged).detach()))
@@ -268,7 +270,9 @@ class _Process:
     world: int
     progress: Progress | None
 
-    def run(self, name: str, module: nn.Module, parameters: list[nn.Parameter], samples: Samples, steps: int, loss: Loss) -> None:
+    def run(
+        self, name: str, module: nn.Module, parameters: list[nn.Parameter], samples: Samples, steps: int, loss: Loss
+    ) -> None:
         """Train one stage, from its saved state if there is one."""
         config = self.config
         done = config.out / f"{name}.done"
@@ -295,7 +299,9 @@ class _Process:
             batch = samples.select(chosen[self.rank * share : (self.rank + 1) * share])
             if config.augment:
                 seed = int(np.random.default_rng([config.seed, step, self.rank, 6]).integers(2**62))
-                batch = Batch(augment(batch.inputs, torch.Generator().manual_seed(seed)), batch.actions, batch.privileged)
+                batch = Batch(
+                    augment(batch.inputs, torch.Generator().manual_seed(seed)), batch.actions, batch.privileged
+                )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps)
             value, _ = loss(parallel, batch)
@@ -313,7 +319,10 @@ class _Process:
                     self._report(name, module, samples, step + 1, loss, bar)
                 if time.monotonic() - saved_at > config.save_every_s:
                     saved_at = time.monotonic()
-                    _save(state_file, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+                    _save(
+                        state_file,
+                        {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                    )
         if self.rank == 0:
             _save(done, {"module": module.state_dict()})
             state_file.unlink(missing_ok=True)

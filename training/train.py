@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
+from training.pipeline.engine import Engine, PlacementConfig, Rollout, plan, ray_session
 from training.run import RunFolder, write_json
 from vla.cli import Command
 
@@ -61,18 +61,24 @@ def train(config: TrainConfig) -> None:
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
+    plan(
+        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions, config.algorithm,
+        config.placement,
+    )  # fmt: skip
+    run.create()
     with ray_session():
         engine = Engine(
             config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant, config.slots,
             config.decisions, config.algorithm, config.placement, config.seed, config.iterations,
         )  # fmt: skip
-        write_json(config.out / "processes.json", engine.processes)
         first, env_steps, elapsed = _resume(run, engine)
         if first:
             console.print(f"resuming {config.out} at iteration {first}")
         began = time.perf_counter() - elapsed
+        write_json(config.out / "processes.json", engine.processes)
         for iteration in range(first, config.iterations):
             rollout = engine.rollout(iteration)
+            write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
             update = engine.update(iteration)
             row = summarize(rollout, update.metrics)
             env_steps += int(row["rollout/env_steps"])
@@ -80,7 +86,12 @@ def train(config: TrainConfig) -> None:
             state = run.begin_state()
             engine.save(state)
             counters = [c.tolist() for c in engine.counters]
-            totals = {"iteration": iteration, "counters": counters, "env_steps": env_steps, "elapsed_s": row["time/elapsed_s"]}
+            totals = {
+                "iteration": iteration,
+                "counters": counters,
+                "env_steps": env_steps,
+                "elapsed_s": row["time/elapsed_s"],
+            }
             run.log(iteration, row)
             run.commit_state(state, iteration, totals)
             console.print(_line(iteration, config.iterations, row), highlight=False)
@@ -153,5 +164,9 @@ def _curve(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 command = Command(
-    name="train", help="Improve a policy by reinforcement learning.", schema=TrainConfig, config_name="train", run=train
+    name="train",
+    help="Improve a policy by reinforcement learning.",
+    schema=TrainConfig,
+    config_name="train",
+    run=train,
 )

@@ -47,9 +47,7 @@ class CheckpointError(CodedError):
     """A checkpoint can't be written or read."""
 
 
-def save(
-    policy: Policy, folder: str | Path, provenance: Provenance | None = None, overwrite: bool = False
-) -> None:
+def save(policy: Policy, folder: str | Path, provenance: Provenance | None = None, overwrite: bool = False) -> None:
     """Write the checkpoint beside `folder` and rename it: a kill never leaves half of one under that name.
 
     An existing folder is an error, unless `overwrite`: then it is moved away just before and deleted after.
@@ -57,14 +55,10 @@ def save(
     target = Path(folder).absolute()
     if target.exists() and not overwrite:
         remedy = "Choose another name, or pass overwrite=True."
-        raise CheckpointError(
-            Fault("CHECKPOINT_EXISTS", str(target), "a new folder", "an existing one", remedy)
-        )
+        raise CheckpointError(Fault("CHECKPOINT_EXISTS", str(target), "a new folder", "an existing one", remedy))
     if target.exists() and not (target / "contract.json").is_file():
         remedy = "Choose another name; only a checkpoint is ever replaced."
-        raise CheckpointError(
-            Fault("NOT_A_CHECKPOINT", str(target), "a checkpoint", "something else", remedy)
-        )
+        raise CheckpointError(Fault("NOT_A_CHECKPOINT", str(target), "a checkpoint", "something else", remedy))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     temporary.chmod(0o755)
@@ -166,9 +160,7 @@ def _check_files(root: Path) -> None:
         if path.suffix.lower() in PICKLES
     ]
     faults += [
-        Fault("FILE_MISSING", name, "a file", "nothing", COPY_AGAIN)
-        for name in FILES
-        if not (root / name).is_file()
+        Fault("FILE_MISSING", name, "a file", "nothing", COPY_AGAIN) for name in FILES if not (root / name).is_file()
     ]
     if faults:
         raise CheckpointError(*faults)
@@ -178,9 +170,7 @@ def _text(root: Path, name: str) -> str:
     try:
         return (root / name).read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
-        raise CheckpointError(
-            Fault("NOT_JSON", name, "text in UTF-8", "other bytes", COPY_AGAIN)
-        ) from problem
+        raise CheckpointError(Fault("NOT_JSON", name, "text in UTF-8", "other bytes", COPY_AGAIN)) from problem
 
 
 def _read_transforms(text: str) -> tuple[InputTransforms, OutputTransforms]:
@@ -193,9 +183,7 @@ def _read_transforms(text: str) -> tuple[InputTransforms, OutputTransforms]:
 
     def chain(key: str) -> tuple[Any, ...]:
         if not isinstance(data[key], list):
-            raise CheckpointError(
-                Fault("TRANSFORMS", f"transforms.{key}", "a list", repr(data[key])[:60], COPY_AGAIN)
-            )
+            raise CheckpointError(Fault("TRANSFORMS", f"transforms.{key}", "a list", repr(data[key])[:60], COPY_AGAIN))
         return tuple(from_data(step, f"transforms.{key}[{i}]") for i, step in enumerate(data[key]))
 
     instruction = from_data(data["instruction"], "transforms.instruction")
@@ -203,12 +191,8 @@ def _read_transforms(text: str) -> tuple[InputTransforms, OutputTransforms]:
     if not isinstance(instruction, InstructionFormat) or not isinstance(bins, UniformBins):
         found = f"{type(instruction).__name__}, {type(bins).__name__}"
         expected = "InstructionFormat, UniformBins"
-        raise CheckpointError(
-            Fault("TRANSFORMS", "transforms.instruction, bins", expected, found, COPY_AGAIN)
-        )
-    return InputTransforms(chain("images"), chain("state"), instruction), OutputTransforms(
-        chain("action"), bins
-    )
+        raise CheckpointError(Fault("TRANSFORMS", "transforms.instruction, bins", expected, found, COPY_AGAIN))
+    return InputTransforms(chain("images"), chain("state"), instruction), OutputTransforms(chain("action"), bins)
 
 
 def _read_tokenizer(root: Path) -> InstructionTokenizer:
@@ -220,9 +204,7 @@ def _read_tokenizer(root: Path) -> InstructionTokenizer:
         if isinstance(problem, CodedError):
             raise
         found = f"{type(problem).__name__}: {str(problem)[:120]}"
-        raise CheckpointError(
-            Fault("TOKENIZER", "tokenizer.json", "a tokenizer", found, COPY_AGAIN)
-        ) from problem
+        raise CheckpointError(Fault("TOKENIZER", "tokenizer.json", "a tokenizer", found, COPY_AGAIN)) from problem
 
 
 def _read_model(root: Path) -> nn.Module:
@@ -234,18 +216,14 @@ def _read_model(root: Path) -> nn.Module:
             raise
         found = f"{type(problem).__name__}: {problem}"
         remedy = "Load it with the version that wrote it. " + COPY_AGAIN
-        raise CheckpointError(
-            Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)
-        ) from problem
+        raise CheckpointError(Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)) from problem
     path = root / "model.safetensors"
     try:
         _check_weights(model, path)
         load_model(model, str(path))
     except SafetensorError as problem:
         found = str(problem)[:160]
-        raise CheckpointError(
-            Fault("WEIGHTS_DAMAGED", path.name, "a whole file", found, COPY_AGAIN)
-        ) from problem
+        raise CheckpointError(Fault("WEIGHTS_DAMAGED", path.name, "a whole file", found, COPY_AGAIN)) from problem
     except RuntimeError as problem:
         found = " ".join(str(problem).split())[:300]
         raise CheckpointError(

@@ -73,8 +73,7 @@ class Codec:
         self.n_bins = outputs.bins.n_bins
         stops = np.cumsum([0, *(field.size for field in contract.state)])
         self._slices = [
-            (field.name, field.shape, slice(int(stops[i]), int(stops[i + 1])))
-            for i, field in enumerate(contract.state)
+            (field.name, field.shape, slice(int(stops[i]), int(stops[i + 1]))) for i, field in enumerate(contract.state)
         ]
         self._check_only = len(inputs.images) == 1 and isinstance(inputs.images[0], ImageCheck)
         centers = np.repeat(outputs.bins.centers[:, None], contract.action.dim, axis=1)
@@ -171,9 +170,7 @@ class Codec:
             image = seen.images.get(camera.name)
             if image is None:
                 remedy = "Provide the image in the adapter; the contract lists the cameras."
-                raise CodecError(
-                    Fault("CAMERA_MISSING", camera.name, "an image", str([*seen.images]), remedy)
-                )
+                raise CodecError(Fault("CAMERA_MISSING", camera.name, "an image", str([*seen.images]), remedy))
             if self._check_only:
                 if image.shape != out.shape[1:] or image.dtype != np.uint8:
                     self.inputs.images[0].forward(image)  # raises
@@ -216,19 +213,13 @@ def _inconsistent(codec: Codec) -> list[Fault]:
     )
     for where, chain, columns in chains:
         fits = all(isinstance(step, ArrayTransform) and not isinstance(step, UniformBins) for step in chain)
-        facts.append(
-            ("CHAIN", where, "transforms of columns", "transforms of columns" if fits else repr(chain))
-        )
+        facts.append(("CHAIN", where, "transforms of columns", "transforms of columns" if fits else repr(chain)))
         for step in chain:
             if isinstance(step, QuantileNormalize):
                 expected = (columns.q01, columns.q99, columns.mask)
                 facts.append(("STATISTICS_TRANSFORM", where, expected, (step.q01, step.q99, step.mask)))
     remedy = "Build the codec with Codec.create, or load an unchanged checkpoint."
-    return [
-        Fault(code, where, repr(want), repr(have), remedy)
-        for code, where, want, have in facts
-        if want != have
-    ]
+    return [Fault(code, where, repr(want), repr(have), remedy) for code, where, want, have in facts if want != have]
 
 
 def _image_chain_fits(codec: Codec) -> bool:
@@ -249,8 +240,6 @@ def _out_of_bounds(contract: PolicyContract, table: np.ndarray) -> list[Fault]:
     for key, part in (("max_translation", slice(0, 3)), ("max_rotation", slice(3, contract.action.dim - 1))):
         bound, largest = getattr(contract.action, key), float(np.abs(table[:, part]).max(initial=0.0))
         if largest > bound * (1 + 1e-6):
-            remedy = (
-                "Compute the statistics from actions within the bounds, or raise the bound of the contract."
-            )
+            remedy = "Compute the statistics from actions within the bounds, or raise the bound of the contract."
             found.append(Fault("ACTION_BOUND", f"action.{key}", f"at most {bound:g}", f"{largest:g}", remedy))
     return found

@@ -143,9 +143,7 @@ class PolicyContract:
             *_check_action(self.action, offered.action),
         ]
         if found:
-            raise ContractError(
-                *(replace(fault, field=f"{consumer or 'consumer'}: {fault.field}") for fault in found)
-            )
+            raise ContractError(*(replace(fault, field=f"{consumer or 'consumer'}: {fault.field}") for fault in found))
 
 
 def _invalid(contract: PolicyContract) -> list[tuple[str, str, str]]:
@@ -159,9 +157,7 @@ def _invalid(contract: PolicyContract) -> list[tuple[str, str, str]]:
         "action.dim": action.dim,
     }
     for camera in contract.cameras:
-        positive |= {
-            f"cameras.{camera.name}.{key}": getattr(camera, key) for key in ("height", "width", "fov_y_deg")
-        }
+        positive |= {f"cameras.{camera.name}.{key}": getattr(camera, key) for key in ("height", "width", "fov_y_deg")}
     for field in contract.state:
         positive |= {f"state.{field.name}.shape[{i}]": size for i, size in enumerate(field.shape)}
     problems = [(key, "a number above 0", repr(value)) for key, value in positive.items() if not value > 0]
@@ -259,9 +255,7 @@ def _check_camera(camera: Camera, offered: PolicyContract) -> list[Fault]:
     if abs(camera.fov_y_deg - other.fov_y_deg) > FOV_TOLERANCE_DEG:
         expected = f"{camera.fov_y_deg:g} +- {FOV_TOLERANCE_DEG:g} deg"
         remedy = "Rectify and crop the image to this vertical field of view, or change the camera."
-        faults.append(
-            Incompatibility("CAMERA_FOV", f"{field}.fov_y_deg", expected, f"{other.fov_y_deg:g} deg", remedy)
-        )
+        faults.append(Incompatibility("CAMERA_FOV", f"{field}.fov_y_deg", expected, f"{other.fov_y_deg:g} deg", remedy))
     for key, unit in (("position_tolerance_m", "m"), ("rotation_tolerance_deg", "deg")):
         limit, actual = getattr(camera, key), getattr(other, key)
         if actual > limit + 1e-9:
@@ -282,13 +276,9 @@ def _check_state(state: StateField, offered: PolicyContract) -> list[Fault]:
         remedy = f"Provide {state.name!r} in the adapter."
         return [Incompatibility("STATE_FIELD", field, state.name, names, remedy)]
     return [
-        *_differ(
-            "STATE_SHAPE", f"{field}.shape", state.shape, other.shape, "Reshape the field in the adapter."
-        ),
+        *_differ("STATE_SHAPE", f"{field}.shape", state.shape, other.shape, "Reshape the field in the adapter."),
         *_differ("STATE_UNIT", f"{field}.unit", state.unit, other.unit, "Convert the field in the adapter."),
-        *_differ(
-            "STATE_FRAME", f"{field}.frame", state.frame, other.frame, "Transform the field in the adapter."
-        ),
+        *_differ("STATE_FRAME", f"{field}.frame", state.frame, other.frame, "Transform the field in the adapter."),
     ]
 
 

@@ -211,9 +211,7 @@ def check_rendering() -> Check:
     for backend in [chosen] if chosen else ["egl", "osmesa"]:
         succeeded, detail = probe(RENDER_PROBE, MUJOCO_GL=backend)
         if succeeded and failures:
-            return Check(
-                "GL rendering", "warning", True, f"{detail}, {backend} only (slow)", "export MUJOCO_GL=osmesa"
-            )
+            return Check("GL rendering", "warning", True, f"{detail}, {backend} only (slow)", "export MUJOCO_GL=osmesa")
         if succeeded:
             return Check("GL rendering", "ok", True, f"{detail}, {backend}")
         failures.append(f"{backend}: {detail}")

@@ -84,9 +84,7 @@ class Policy:
         bins = model_settings(model).get("n_bins")
         if not isinstance(bins, int):
             remedy = "Write n_bins, the number of action tokens, in the model's configuration."
-            raise PolicyError(
-                Fault("MODEL_CONFIG", "model.config['n_bins']", "a whole number", repr(bins), remedy)
-            )
+            raise PolicyError(Fault("MODEL_CONFIG", "model.config['n_bins']", "a whole number", repr(bins), remedy))
         codec = Codec.create(contract, statistics, tokenizer, bins)
         return Policy(codec, model.eval(), provenance or Provenance(seed=seed))
 
@@ -172,15 +170,11 @@ class Policy:
 
     def _stamp(self, seen: Observation) -> float:
         """Capture time in s of the oldest part of an observation that the policy uses."""
-        names = [camera.name for camera in self.contract.cameras] + [
-            part.name for part in self.contract.state
-        ]
+        names = [camera.name for camera in self.contract.cameras] + [part.name for part in self.contract.state]
         missing = [name for name in names if name not in seen.stamps]
         if missing:
             remedy = "Stamp every image and state field with its capture time."
-            raise PolicyError(
-                Fault("STAMP_MISSING", "observation.stamps", str(names), f"no {missing}", remedy)
-            )
+            raise PolicyError(Fault("STAMP_MISSING", "observation.stamps", str(names), f"no {missing}", remedy))
         return min(float(seen.stamps[name]) for name in names)
 
 

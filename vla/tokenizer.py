@@ -28,9 +28,7 @@ class InstructionTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
         if length < 1:
-            raise TokenizerError(
-                Fault("TOKEN_LENGTH", "length", "1 or more", repr(length), "Raise the length.")
-            )
+            raise TokenizerError(Fault("TOKEN_LENGTH", "length", "1 or more", repr(length), "Raise the length."))
         self.tokenizer = tokenizer
         self.length = length
         self._ids: dict[str, np.ndarray] = {}
@@ -53,9 +51,7 @@ class InstructionTokenizer:
             expected = f"at most {self.length} tokens"
             remedy = "Shorten the instruction or train with a greater length."
             raise TokenizerError(
-                Fault(
-                    "INSTRUCTION_TOO_LONG", "instruction", expected, f"{len(found)} in {sentence!r}", remedy
-                )
+                Fault("INSTRUCTION_TOO_LONG", "instruction", expected, f"{len(found)} in {sentence!r}", remedy)
             )
         ids = np.full(self.length, PAD_ID, np.int64)
         ids[self.length - len(found) :] = found
@@ -76,9 +72,7 @@ class InstructionTokenizer:
         return InstructionTokenizer(tokenizer, tokenizer.model_max_length)
 
     def decode(self, ids: np.ndarray) -> str:
-        return str(
-            self.tokenizer.decode([int(i) for i in ids if i != PAD_ID], skip_special_tokens=True)
-        ).strip()
+        return str(self.tokenizer.decode([int(i) for i in ids if i != PAD_ID], skip_special_tokens=True)).strip()
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int, length: int) -> InstructionTokenizer:

@@ -1,7 +1,10 @@
 """One simulator for all tests of a module, and episodes of the scripted expert in it."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,12 @@ from training.envs.tabletop import Tabletop
 from vla.tasks.expert import Expert
 from vla.tasks.put_on_plate import MAX_STEPS, Episode
 from vla.types import Observation
+
+
+# `point_env` has to be importable here, in processes that tests start, and in Ray's workers.
+FOLDER = str(Path(__file__).parent)
+sys.path.insert(0, FOLDER)
+os.environ["PYTHONPATH"] = os.pathsep.join([FOLDER, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.envs.base import EpisodeRequest, StepResult
 from vla.contract import ActionSemantics, Camera, Instruction, PolicyContract, StateField
-from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
 from vla.types import Observation
+
+if TYPE_CHECKING:
+    from vla.policy import Policy
 
 STEP = 0.2  # m, longest movement of a control step along each axis
 REACHED = 0.15  # m
@@ -52,8 +55,10 @@ def point_contract(image_size: int = 16, chunk: int = 2) -> PolicyContract:
     )
 
 
-def untrained(folder: Path, chunk: int = 2, values: int = 1) -> Policy:
+def untrained(folder: Path, chunk: int = 2, values: int = 1) -> "Policy":
     """Save a policy with random weights for this environment; returns it."""
+    from vla.policy import Policy  # torch; an environment worker does without
+
     statistics = Statistics(
         ArrayStatistics.from_bounds([-STEP] * 3 + [0.0], [STEP] * 3 + [1.0]),
         ArrayStatistics.from_bounds([-1.0] * 3, [1.0] * 3),
@@ -74,7 +79,9 @@ class PointEnv:
         raises in its next reset. As long as there is a `nan`, rewards are NaN.
     """
 
-    def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
+    def __init__(
+        self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None
+    ) -> None:
         self.num_envs = num_envs
         self.contract = point_contract(image_size, chunk)
         self.privileged_size = 0
@@ -117,7 +124,9 @@ class PointEnv:
         shape = (self.image_size, self.image_size, 3)
         return [
             Observation(
-                images={"third_person": np.full(shape, int(128 + 100 * np.tanh(self.position[i, 0])), np.uint8)},
+                images={
+                    "third_person": np.full(shape, int(128 + 100 * np.tanh(self.position[i, 0])), np.uint8)
+                },
                 state={"position": self.position[i].copy()},
                 instruction=SENTENCE,
                 stamps={"third_person": 0.05 * self.steps[i], "position": 0.05 * self.steps[i]},

@@ -79,9 +79,7 @@ def test_both_quaternions_of_a_rotation_give_the_same_bits(
 def test_state_fits_the_contract(native: Callable[[int], dict[str, Any]]) -> None:
     contract = tabletop_contract(32, 4, 0.02, 0.1)
     seen = observation(native(0), "lift")
-    assert {field.name: field.shape for field in contract.state} == {
-        k: v.shape for k, v in seen.state.items()
-    }
+    assert {field.name: field.shape for field in contract.state} == {k: v.shape for k, v in seen.state.items()}
     assert [camera.name for camera in contract.cameras] == list(seen.images)
 
 
@@ -95,9 +93,7 @@ def test_state_fits_the_contract(native: Callable[[int], dict[str, Any]]) -> Non
         ({"time": None}, "NATIVE_KEY"),
     ],
 )
-def test_bad_native_observations(
-    native: Callable[[int], dict[str, Any]], change: dict[str, Any], code: str
-) -> None:
+def test_bad_native_observations(native: Callable[[int], dict[str, Any]], change: dict[str, Any], code: str) -> None:
     raw = {key: value for key, value in (native(0) | change).items() if value is not None}
     with pytest.raises(AdapterError) as error:
         observation(raw, "lift")

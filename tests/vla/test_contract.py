@@ -12,9 +12,7 @@ from vla.contract import Camera, ContractError, PolicyContract
 @pytest.fixture
 def contract(offered: PolicyContract) -> PolicyContract:
     """A policy's contract: with statistics and a task set, unlike the offered one."""
-    return replace(
-        offered, statistics_hash="a" * 64, instruction=replace(offered.instruction, task_set="put_on_plate")
-    )
+    return replace(offered, statistics_hash="a" * 64, instruction=replace(offered.instruction, task_set="put_on_plate"))
 
 
 def with_camera(contract: PolicyContract, **change: Any) -> PolicyContract:
@@ -79,9 +77,7 @@ def test_each_mismatch_has_its_code_and_a_remedy(contract: PolicyContract, case:
     assert code in str(error.value) and found.remedy in str(error.value)
 
 
-def test_accepts_itself_and_what_the_simulator_offers(
-    contract: PolicyContract, offered: PolicyContract
-) -> None:
+def test_accepts_itself_and_what_the_simulator_offers(contract: PolicyContract, offered: PolicyContract) -> None:
     contract.check(contract, "itself")
     contract.check(offered, "simulator")
 

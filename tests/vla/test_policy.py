@@ -29,9 +29,7 @@ def test_untrained_is_a_function_of_the_seed(policy: Policy, observations: list[
     assert policy.contract.statistics_hash == policy.codec.statistics.hash
 
 
-def test_act_answers_each_observation_within_the_bounds(
-    policy: Policy, observations: list[Observation]
-) -> None:
+def test_act_answers_each_observation_within_the_bounds(policy: Policy, observations: list[Observation]) -> None:
     generator = torch.Generator().manual_seed(0)
     chunks = policy.act(observations, temperature=1.0, generator=generator)
     assert [chunk.stamp for chunk in chunks] == [observation.stamps["wrist"] for observation in observations]
@@ -75,9 +73,7 @@ def test_greedy_takes_the_most_likely_tokens(policy: Policy, observations: list[
     torch.testing.assert_close(decision.log_probs, logits.log_softmax(-1).amax(-1))
 
 
-def test_uniforms_make_a_row_independent_of_its_batch(
-    policy: Policy, observations: list[Observation]
-) -> None:
+def test_uniforms_make_a_row_independent_of_its_batch(policy: Policy, observations: list[Observation]) -> None:
     inputs = policy.codec.encode(observations)
     uniforms = torch.rand(4, 4, 7, generator=torch.Generator().manual_seed(0))
     whole = policy.sample(inputs, 1.0, uniforms=uniforms)
@@ -210,9 +206,7 @@ class TestCodec:
         codec = Codec.create(offered, statistics, tokenizer, 32, resize=(16, 24))
         images = codec.encode(observations).images
         assert images.shape == (4, 2, 16, 24, 3)
-        assert np.array_equal(
-            images[1, 0], codec.inputs.images[1].forward(observations[1].images["third_person"])
-        )
+        assert np.array_equal(images[1, 0], codec.inputs.images[1].forward(observations[1].images["third_person"]))
 
     def test_is_cheap(self, tokenizer: InstructionTokenizer) -> None:
         """16 observations of two 64 px images below 0.5 ms, as simulators need; the best of 50 counts."""

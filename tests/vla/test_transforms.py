@@ -62,9 +62,7 @@ def test_bins_follow_openvla(n_bins: int) -> None:
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="outputs of the original OpenVLA are not in this checkout")
 def test_decoding_equals_the_original_openvla() -> None:
-    data = json.loads((REFERENCE / "checkpoint" / "dataset_statistics.json").read_text())["bridge_orig"][
-        "action"
-    ]
+    data = json.loads((REFERENCE / "checkpoint" / "dataset_statistics.json").read_text())["bridge_orig"]["action"]
     normalize = QuantileNormalize(tuple(data["q01"]), tuple(data["q99"]), tuple(data["mask"]), clip=False)
     outputs = np.load(REFERENCE / "openvla.npz")
     for sample in range(3):
@@ -94,9 +92,7 @@ def test_resize_agrees_with_pil(source: tuple[int, int], target: tuple[int, int]
 
 def test_instruction_format() -> None:
     openvla = InstructionFormat("In: What action should the robot take to {task}?\nOut: ", lowercase=True)
-    assert (
-        openvla.forward(" Lift the Mug ") == "In: What action should the robot take to lift the mug?\nOut: "
-    )
+    assert openvla.forward(" Lift the Mug ") == "In: What action should the robot take to lift the mug?\nOut: "
     assert InstructionFormat("{task}", lowercase=False).forward("Lift {task}") == "Lift {task}"
     with pytest.raises(TransformError):
         openvla.forward("  ")
@@ -173,14 +169,10 @@ def test_statistics_hash_follows_the_content() -> None:
     statistics = Statistics(columns, columns)
     copy = Statistics.from_json(statistics.to_json())
     assert copy == statistics and copy.hash == statistics.hash and len(copy.hash) == 64
-    assert (
-        Statistics(columns, ArrayStatistics.from_bounds([-1, 0], [1, np.nextafter(2, 3)])).hash != copy.hash
-    )
+    assert Statistics(columns, ArrayStatistics.from_bounds([-1, 0], [1, np.nextafter(2, 3)])).hash != copy.hash
 
 
-@pytest.mark.parametrize(
-    "values", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])]
-)
+@pytest.mark.parametrize("values", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan]]), np.array([[np.inf]])])
 def test_statistics_refuse_bad_data(values: np.ndarray) -> None:
     with pytest.raises(StatisticsError) as error:
         ArrayStatistics.compute(values)

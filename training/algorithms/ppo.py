@@ -79,14 +79,20 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def policy_loss(
-    log_probs: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, weights: torch.Tensor, config: PPOConfig
+    log_probs: torch.Tensor,
+    old: torch.Tensor,
+    advantage: torch.Tensor,
+    weights: torch.Tensor,
+    config: PPOConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Clipped surrogate, averaged by `weights`; all arguments have one shape. Statistics: clip_fraction, ratio."""
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     if config.dual_clip is not None:
-        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, config.dual_clip * advantage), surrogate)
+        surrogate = torch.where(
+            advantage < 0, torch.maximum(surrogate, config.dual_clip * advantage), surrogate
+        )
     outside = ((ratio - clipped).abs() > 0).float()
     return -weighted_mean(surrogate, weights), {
         "clip_fraction": weighted_mean(outside, weights).detach(),
@@ -121,8 +127,10 @@ def divergence(log_probs: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -
 
 
 def privileged_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Huber loss on the privileged targets that are known (not NaN), `[B, A]`."""
+    """Huber loss on the privileged targets that are known (not NaN), `[B, A]`; 0 if none is."""
     known = ~target.isnan()
+    if not known.any():
+        return predicted.sum() * 0
     return torch.nn.functional.smooth_l1_loss(predicted[known], target[known], beta=0.05)
 
 

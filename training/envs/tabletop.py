@@ -12,13 +12,13 @@ import ctypes.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from training.envs.base import EpisodeRequest, GraphicsError, StepResult
+from training.envs.tabletop_scene import TIMESTEP, robot_scene, table_texture
 from vla.adapters import tabletop as adapter
 from vla.contract import PolicyContract
 from vla.tasks import mjcf
@@ -37,8 +37,7 @@ from vla.tasks.put_on_plate import (
 from vla.types import Observation
 
 GRAPHICS_REMEDY = (
-    "Install libegl1 (or libosmesa6) and set MUJOCO_GL=egl (or osmesa) or leave it unset; "
-    "`vla doctor` tests both."
+    "Install libegl1 (or libosmesa6) and set MUJOCO_GL=egl (or osmesa) or leave it unset; `vla doctor` tests both."
 )
 if not os.environ.get("MUJOCO_GL"):  # mujoco reads it at its import and finds no backend without a display
     os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
@@ -51,14 +50,11 @@ except Exception as error:  # it loads GL at its import: an unknown name or a mi
         remedy=GRAPHICS_REMEDY,
     ) from error
 
-TIMESTEP = 0.002
 SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
 PIECES = 5  # joint targets are interpolated in this many pieces per control step
 NOMINAL_JOINTS = np.array([0.0, 0.05, 0.0, -2.35, 0.0, 2.40, -0.7853])
-TOOL_OFFSET = 0.1034  # m from the hand frame to the tool centre
 IK_DAMPING = 0.03
 GRASP_REWARD = 0.1
-TABLE_TEXTURE = 64  # px
 # Target, goal and measured tool position, as seen from the commanded tool position, in units of 0.1 m; then
 # target and goal in the image of each camera, -1..1, NaN out of sight. All of order one, as losses want it.
 PRIVILEGED = 17
@@ -80,112 +76,6 @@ class TabletopConfig:
     max_rotation: float = 0.05
 
 
-def _table_texture(look: int) -> np.ndarray:
-    """A table top `[64, 64, 3]` uint8: a base colour with a pattern, fixed by its number."""
-    rng = np.random.default_rng([look, 4242])
-    base = rng.uniform(0.25, 0.85) * np.array([1.0, 1.0, 1.0]) + rng.uniform(-0.10, 0.10, 3)
-    other = np.clip(base + rng.uniform(-0.14, 0.14, 3), 0, 1)
-    y, x = np.mgrid[0:TABLE_TEXTURE, 0:TABLE_TEXTURE] / TABLE_TEXTURE
-    angle, frequency = rng.uniform(0, np.pi), rng.integers(2, 7)
-    wave = np.sin(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)))
-    kind = look % 4
-    if kind == 1:
-        wave = np.sign(wave)
-    elif kind == 2:
-        wave = np.sign(np.sin(2 * np.pi * frequency * x) * np.sin(2 * np.pi * frequency * y))
-    elif kind == 3:
-        wave = wave + 0.7 * rng.standard_normal(wave.shape)
-    blend = np.clip(0.5 + 0.5 * wave, 0, 1)[..., None]
-    return (255 * np.clip(base * blend + other * (1 - blend), 0, 1)).astype(np.uint8)
-
-
-def _fr3_asset() -> Path:
-    import franky_sim
-
-    return Path(franky_sim.__file__).parent / "assets" / "fr3.xml"
-
-
-def _robot_scene() -> ElementTree.Element:
-    """The FR3 with its collision meshes drawn, its pads as the only colliding parts, tool and two cameras."""
-    path = _fr3_asset()
-    root = ElementTree.parse(path).getroot()
-    compiler = root.find("compiler")
-    assert compiler is not None
-    compiler.set("meshdir", str(path.parent / "meshes"))
-    used = set()
-    for body in root.iter("body"):
-        body.set("gravcomp", "1")
-        for geom in list(body.findall("geom")):
-            kind, mesh = geom.get("class"), geom.get("mesh")
-            if (kind, mesh == "finger_0") in (("visual", False), ("collision", True)):
-                body.remove(geom)
-            elif kind == "collision":
-                geom.attrib.update(contype="0", conaffinity="0", group="1", rgba="0.9 0.9 0.92 1")
-                used.add(mesh)
-            elif kind == "visual":
-                geom.attrib.update(group="1", rgba="0.25 0.25 0.28 1")
-                geom.attrib.pop("material", None)
-                used.add(mesh)
-            elif kind == "fingertip_pad_collision_1":
-                geom.attrib.update(
-                    name=f"{body.get('name')}_pad", group="3", friction="2 0.05 0.001", condim="4",
-                    solref="0.01 1", contype="1", conaffinity="1",
-                )  # fmt: skip
-            else:
-                body.remove(geom)
-        if body.get("name") == "hand":
-            ElementTree.SubElement(body, "site", name="tool", pos=f"0 0 {TOOL_OFFSET}")
-            ElementTree.SubElement(
-                body, "camera", name="wrist", pos="0.075 0 0.0", xyaxes="0 1 0 1 0 0.08",
-                fovy=str(adapter.WRIST_FOV_Y_DEG),
-            )  # fmt: skip
-    asset = root.find("asset")
-    assert asset is not None
-    for mesh_element in list(asset.findall("mesh")):
-        if mesh_element.get("name") not in used:
-            asset.remove(mesh_element)
-    for look in range(21):
-        ElementTree.SubElement(
-            asset, "texture", name=f"table{look}", type="2d", builtin="flat", width=str(TABLE_TEXTURE),
-            height=str(TABLE_TEXTURE), rgb1="1 1 1",
-        )  # fmt: skip
-        ElementTree.SubElement(asset, "material", name=f"table{look}", texture=f"table{look}", specular="0.1")
-    for key in root.findall("keyframe"):
-        root.remove(key)
-    actuator = root.find("actuator")
-    assert actuator is not None
-    hand = actuator.find("general")
-    assert hand is not None
-    # The asset's hand holds 2-4 N; this one squeezes like the real hand.
-    hand.attrib.update(gainprm=f"{1000 * 0.04 / 255:.8g} 0 0", biasprm="0 -1000 -40")
-    option = root.find("option")
-    assert option is not None
-    option.attrib.update(timestep=str(TIMESTEP), cone="pyramidal", integrator="implicitfast")
-    ElementTree.SubElement(option, "flag", midphase="disable")
-    visual = ElementTree.SubElement(root, "visual")
-    ElementTree.SubElement(visual, "quality", offsamples="0", shadowsize="0")
-    ElementTree.SubElement(
-        visual, "headlight", ambient="0.45 0.45 0.45", diffuse="0.45 0.45 0.45", specular="0 0 0"
-    )
-    ElementTree.SubElement(visual, "global", offwidth="512", offheight="512")
-    ElementTree.SubElement(visual, "map", znear="0.01", zfar="10")
-    world = root.find("worldbody")
-    assert world is not None
-    ElementTree.SubElement(
-        world, "light", pos="0.3 0.3 2", dir="0.1 -0.1 -1", diffuse="0.35 0.35 0.35", directional="true",
-        castshadow="false",
-    )  # fmt: skip
-    ElementTree.SubElement(
-        world, "geom", name="table", type="box", size="0.6 0.7 0.05", pos="0.5 0 -0.05", material="table0",
-        condim="4", friction="1 0.005 0.0001", group="1",
-    )  # fmt: skip
-    ElementTree.SubElement(
-        world, "camera", name="third_person", pos="0.92 0 0.50", xyaxes="0 1 0 -0.70 0 0.714",
-        fovy=str(adapter.THIRD_PERSON_FOV_Y_DEG),
-    )  # fmt: skip
-    return root
-
-
 _ITEMS = {i.name: i for i in (*TRAIN_OBJECTS, *UNSEEN_OBJECTS, PLATE, *UNSEEN_RECEPTACLES)}
 _GEOM_FIELDS = (
     "geom_type", "geom_condim", "geom_size", "geom_rbound", "geom_aabb", "geom_pos", "geom_quat",
@@ -205,7 +95,7 @@ def _library() -> mujoco.MjModel:
 
 def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
     """The robot with empty slots for `objects` free and `receptacles` fixed items."""
-    root = _robot_scene()
+    root = robot_scene()
     world = root.find("worldbody")
     assert world is not None
     filler = _ITEMS["red bottle"]
@@ -217,7 +107,7 @@ def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
     for look in range(21):
         texture = model.texture(f"table{look}").id
         start = model.tex_adr[texture]
-        data = _table_texture(look).reshape(-1)
+        data = table_texture(look).reshape(-1)
         model.tex_data[start : start + data.size] = data
     return model
 
@@ -225,9 +115,7 @@ def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
 class _Slot:
     """One environment: its own model (items, gains and looks are written into it) and its own data."""
 
-    def __init__(
-        self, models: dict[tuple[int, int], mujoco.MjModel], library: mujoco.MjModel, config: TabletopConfig
-    ):
+    def __init__(self, models: dict[tuple[int, int], mujoco.MjModel], library: mujoco.MjModel, config: TabletopConfig):
         self._templates = models
         self._own: dict[tuple[int, int], tuple[mujoco.MjModel, mujoco.MjData]] = {}
         self._library = library
@@ -476,9 +364,7 @@ class _Renderer:
         """RGB `[size, size, 3]` uint8."""
         self._gl.make_current()
         self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(
-            model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         mujoco.mjr_render(self._view, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._view, self._context)
         return self._pixels[::-1].copy()
@@ -535,9 +421,7 @@ class Tabletop:
         """As in `VectorEnv`; an episode that was over before is left alone and says so again."""
         count, chunk = actions.shape[:2]
         if count != len(indices):
-            raise ValueError(
-                f"{count} rows of actions for {len(indices)} environments: pass one row for each"
-            )
+            raise ValueError(f"{count} rows of actions for {len(indices)} environments: pass one row for each")
         # All are checked before the first is executed: a refused batch changes nothing.
         commands = [[adapter.command(action) for action in row] for row in actions]
         rewards = np.zeros((count, chunk), np.float32)

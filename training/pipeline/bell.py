@@ -20,7 +20,7 @@ class PipelineTimeout(SimrealError):
 
     def __init__(self, waiting: str, missing: tuple[int, ...], seconds: float, what: str):
         names = ", ".join(f"environment worker {i}" for i in missing)
-        super().__init__(f"{waiting} waited {seconds:.0f} s for {names} ({what})", code="PIPELINE_TIMEOUT")
+        super().__init__(f"{waiting} waited {seconds:g} s for {names} ({what})", code="PIPELINE_TIMEOUT")
         self.waiting, self.missing, self.seconds, self.what = waiting, missing, seconds, what
 
     def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...], float, str]]:

@@ -75,6 +75,11 @@ class RolloutBlock:
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]
 
+    def clear(self) -> None:
+        """Forget what an earlier rollout, or one that was given up, has left."""
+        for array in self.arrays.values():
+            array[:] = 0
+
     def carry_over(self) -> None:
         """Make the last row the first: its observation is decided already, with the bootstrap's forward pass."""
         for array in self.arrays.values():

@@ -14,12 +14,14 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from training import envs
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape, unlink
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker, EpisodeLog
 from training.workers.learner import Learner, Update
 from training.workers.policy import PolicyLog, PolicyWorker
+from vla.codec import Codec
 from vla.errors import SimrealError
 from vla.policy import Policy
 
@@ -59,6 +61,46 @@ class Rollout:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A checkpoint and an environment that fit each other and the placement."""
+
+    codec: Codec
+    shape: RolloutShape
+
+
+def plan(
+    checkpoint: Path, environment: str, settings: dict[str, Any], slots: int, decisions: int, algorithm: PPOConfig,
+    placement: PlacementConfig,
+) -> Plan:  # fmt: skip
+    """Check that everything fits, before any process is started and any file written."""
+    workers, stages = placement.environment_workers, placement.stages
+    if slots < workers * stages:
+        raise EngineError(
+            f"{slots} environments can't be split over {workers} workers x {stages} stages", code="PLACEMENT",
+            remedy="Raise slots, or lower environment_workers or stages.",
+        )  # fmt: skip
+    # In the worst case every other row holds nothing but the final observation of an episode.
+    needed, least = algorithm.minibatches * placement.learners, slots * decisions // 2
+    if least < needed:
+        raise EngineError(
+            f"{slots} slots x {decisions} decisions give {least} samples at worst, too few for "
+            f"{algorithm.minibatches} minibatches on {placement.learners} learners",
+            code="PLACEMENT", remedy="Raise slots or decisions, or lower minibatches or learners.",
+        )  # fmt: skip
+    policy = Policy.load(checkpoint, None, "training")
+    codec, contract = policy.codec, policy.contract
+    probe = envs.make(environment, 1, **settings)
+    contract.check(probe.contract, f"environment {environment}")
+    privileged = probe.privileged_size
+    probe.close()
+    shape = RolloutShape(
+        decisions, slots, codec.image_shape, contract.state_size, codec.tokenizer.length, *codec.action_shape,
+        values=int(policy.model.config["values"]), privileged=privileged,
+    )  # fmt: skip
+    return Plan(codec, shape)
+
+
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
     """A local Ray instance for as long as the block lasts."""
@@ -87,25 +129,9 @@ class Engine:
         self, checkpoint: Path, run: Path, environment: str, settings: dict[str, Any], variant: str, slots: int,
         decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int, iterations: int,
     ):  # fmt: skip
-        if slots < placement.environment_workers * placement.stages:
-            raise EngineError(
-                f"{slots} environments can't be split over {placement.environment_workers} workers x {placement.stages} stages",
-                code="PLACEMENT", remedy="Raise slots, or lower environment_workers or stages.",
-            )  # fmt: skip
         self.placement = placement
-        policy = Policy.load(checkpoint, None, "training")
-        self.codec = policy.codec
-        settings_of_model = policy.model.config
-        from training import envs
-
-        probe = envs.make(environment, 1, **settings)
-        policy.contract.check(probe.contract, f"environment {environment}")
-        privileged = probe.privileged_size
-        probe.close()
-        self.shape = RolloutShape(
-            decisions, slots, self.codec.image_shape, policy.contract.state_size, self.codec.tokenizer.length,
-            *self.codec.action_shape, values=int(settings_of_model["values"]), privileged=privileged,
-        )  # fmt: skip
+        checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement)
+        self.codec, self.shape = checked.codec, checked.shape
         self.name = "simreal_" + hashlib.sha1(str(run.resolve()).encode()).hexdigest()[:16]
         self.bells = run / "bells"
         shutil.rmtree(self.bells, ignore_errors=True)
@@ -114,13 +140,21 @@ class Engine:
         parts = np.array_split(np.arange(slots), placement.environment_workers)
         self.options = [
             EnvironmentOptions(
-                environment, settings, variant, (int(p[0]), int(p[-1]) + 1), placement.stages, seed, placement.deadline_s
+                environment,
+                settings,
+                variant,
+                (int(p[0]), int(p[-1]) + 1),
+                placement.stages,
+                seed,
+                placement.deadline_s,
             )
             for p in parts
         ]
         self.counters = [np.zeros(len(p), np.int64) for p in parts]
         self.fresh = True
-        stage_rows = [[[int(r) for r in stage] for stage in np.array_split(p, placement.stages)] for p in parts]
+        stage_rows = [
+            [[int(r) for r in stage] for stage in np.array_split(p, placement.stages)] for p in parts
+        ]
         self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(len(parts))]
         self.policy_bell = Bell(self.bells / "policy")
         shared = (self.shape, self.name)
@@ -150,21 +184,23 @@ class Engine:
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
         """Give the policy worker new weights."""
-        ray.get(self.policy.load.remote(weights))
+        _collect({"policy worker": self.policy.load.remote(weights)})
 
     def rollout(self, iteration: int) -> Rollout:
         """T decisions in every slot; environment workers that crash or hang are replaced, and the iteration begins anew."""
         for _ in range(RESTARTS + 1):
             began = time.perf_counter()
-            if not self.fresh:
+            if self.fresh:
+                self.block.clear()
+            else:
                 self.block.carry_over()
             futures = self._launch(iteration)
             failures = self._watch(futures)
             if not failures:
                 self.fresh = False
-                results = ray.get(list(futures))
-                self.counters = ray.get([w.counters.remote() for w in self.environments])
-                return Rollout(results[:-1], results[-1], time.perf_counter() - began)
+                *logs, policy = ray.get(list(futures))
+                self.counters = [log.begun for log in logs]
+                return Rollout(logs, policy, time.perf_counter() - began)
             self._replace(failures)
         raise EngineError(
             f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}", code="ENVIRONMENT",
@@ -172,11 +208,11 @@ class Engine:
         )  # fmt: skip
 
     def _launch(self, iteration: int) -> dict[Any, str]:
-        if self.fresh:
-            self.policy_bell.drain()
-            starts = {w.start.remote(c): f"environment worker {i}" for i, (w, c) in enumerate(zip(self.environments, self.counters, strict=True))}
-            del starts  # they run before the rollouts: an actor works off its calls in order
-        futures = {w.rollout.remote(self.fresh): f"environment worker {i}" for i, w in enumerate(self.environments)}
+        begun = self.counters if self.fresh else [None] * len(self.environments)
+        futures = {
+            worker.rollout.remote(counters): f"environment worker {i}"
+            for i, (worker, counters) in enumerate(zip(self.environments, begun, strict=True))
+        }
         futures[self.policy.rollout.remote(iteration, self.fresh)] = "policy worker"
         return futures
 
@@ -185,8 +221,13 @@ class Engine:
         waiting = list(futures)
         failures: dict[int, str] = {}
         silent: PipelineTimeout | None = None
+        patience = self.placement.deadline_s
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=self.placement.deadline_s if failures or silent else None)
+            if all(
+                futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting
+            ):
+                break  # they hang, and it is known already
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
             if not done:  # asked to give up and still busy: it hangs
                 for future in waiting:
                     failures.setdefault(self._number(futures[future]), "does not answer")
@@ -200,10 +241,10 @@ class Engine:
             except PipelineTimeout as timeout:
                 silent = silent or timeout
                 for index in timeout.missing:
-                    failures.setdefault(index, str(timeout))
+                    failures.setdefault(index, _reason(timeout))
             except (RayActorError, RayTaskError) as error:
                 if not name.startswith("environment"):
-                    raise EngineError(f"the {name} failed: {error}", code="WORKER", remedy="The same command resumes.") from error
+                    raise _worker_error(name, error) from error
                 failures.setdefault(self._number(name), _reason(error))
             if failures:
                 self._abort()
@@ -214,7 +255,9 @@ class Engine:
     @staticmethod
     def _number(name: str) -> int:
         if not name.startswith("environment"):
-            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+            raise EngineError(
+                f"the {name} does not answer", code="WORKER", remedy="The same command resumes."
+            )
         return int(name.rsplit(" ", 1)[1])
 
     def _abort(self) -> None:
@@ -223,41 +266,37 @@ class Engine:
 
     def _replace(self, failures: dict[int, str]) -> None:
         for index, reason in sorted(failures.items()):
-            print(f"environment worker {index} (process {self.processes[f'environment worker {index}']}) is restarted: {reason}", flush=True)
+            name = f"environment worker {index}"
+            print(f"{name} (process {self.processes[name]}) is restarted: {reason}", flush=True)
             ray.kill(self.environments[index])
             self.environments[index] = self._environment(index)
-            name = f"environment worker {index}"
             self.processes[name] = _wait_ready(name, self.environments[index])
-        ray.get(self.policy.drain.remote())
         for bell in (self.policy_bell, *self.environment_bells):
             bell.drain()
         # All begin fresh episodes, after those that they had begun.
-        self.counters = [c + self.shape.decisions for c in self.counters]
+        self.counters = [c + self.shape.decisions + 1 for c in self.counters]
         self.fresh = True
 
     def update(self, iteration: int) -> Update:
         """One update of all learners; the policy worker gets the new weights."""
-        try:
-            updates = ray.get([w.update.remote(iteration) for w in self.learners])
-        except RayActorError as error:
-            raise EngineError(f"a learner died: {error}", code="WORKER", remedy="The same command resumes.") from error
+        updates = _collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
         weights = updates[0].weights
         assert weights is not None
         self.load(weights)
         return updates[0]
 
     def save(self, folder: Path) -> None:
-        ray.get(self.learners[0].save.remote(str(folder)))
+        _collect({"learner 0": self.learners[0].save.remote(str(folder))})
 
     def restore(self, folder: Path, counters: list[list[int]]) -> None:
         """Weights and optimizer of a saved state; every slot goes on with its next episode."""
-        ray.get([w.restore.remote(str(folder)) for w in self.learners])
-        self.load(ray.get(self.learners[0].weights.remote()))
+        _collect({f"learner {i}": w.restore.remote(str(folder)) for i, w in enumerate(self.learners)})
+        self.load(_collect({"learner 0": self.learners[0].weights.remote()})[0])
         flat = np.concatenate([np.asarray(c, np.int64) for c in counters])
         self.counters = [flat[o.slots[0] : o.slots[1]] for o in self.options]
 
     def export(self, folder: Path, curve: dict[str, Any], config: dict[str, Any]) -> None:
-        ray.get(self.learners[0].export.remote(str(folder), curve, config))
+        _collect({"learner 0": self.learners[0].export.remote(str(folder), curve, config)})
 
     def close(self) -> None:
         for actor in (*self.environments, self.policy, *self.learners):
@@ -278,10 +317,42 @@ def _wait_ready(name: str, actor: Any, seconds: float = 120.0) -> int:
         return int(ray.get(actor.ready.remote(), timeout=seconds))
     except Exception as error:
         cause = getattr(error, "cause", error)
-        raise EngineError(f"the {name} does not start: {cause}", code="WORKER", remedy="See the error above.") from error
+        raise EngineError(
+            f"the {name} does not start: {cause}", code="WORKER", remedy="See the error above."
+        ) from error
+
+
+def _collect(futures: dict[str, Any]) -> list[Any]:
+    """Results of calls to the workers named; the error of one that failed, a dead one's before all others."""
+    names = {future: name for name, future in futures.items()}
+    failures: dict[str, Exception] = {}
+    waiting = list(names)
+    while waiting:  # whoever waits for a failed one in a collective may wait for ever
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else None)
+        if not done:
+            break
+        try:
+            ray.get(done[0])
+        except (RayActorError, RayTaskError) as error:
+            failures[names[done[0]]] = error
+    for name, error in sorted(failures.items(), key=lambda item: not isinstance(item[1], RayActorError)):
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, SimrealError) else _worker_error(name, error) from error
+    return ray.get(list(names))
+
+
+def _worker_error(name: str, error: Exception) -> EngineError:
+    """What to tell when a worker fails that is not replaced."""
+    remedy = "The same command goes on after the last complete iteration."
+    return EngineError(f"the {name} failed: {_reason(error)}", code="WORKER", remedy=remedy)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RayTaskError):
-        return f"it raised {type(error.cause).__name__}: {error.cause}"
+        cause = error.cause
+        return (
+            str(cause.args[0])
+            if isinstance(cause, PipelineTimeout)
+            else f"it raised {type(cause).__name__}: {cause}"
+        )
     return "its process died"

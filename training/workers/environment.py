@@ -31,11 +31,12 @@ class EnvironmentOptions:
 
 @dataclass
 class EpisodeLog:
-    """Finished episodes of an iteration."""
+    """Finished episodes of an iteration; begun: episodes of the run so far in each slot `[n]`."""
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
+    begun: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     steps: int = 0
     step_s: float = 0.0
     wait_s: float = 0.0
@@ -49,7 +50,15 @@ def episode_seed(seed: int, slot: int, episode: int) -> int:
 class EnvironmentWorker:
     """Runs in a Ray actor of its own."""
 
-    def __init__(self, index: int, options: EnvironmentOptions, codec: Codec, shape: RolloutShape, block: str, bells: str):
+    def __init__(
+        self,
+        index: int,
+        options: EnvironmentOptions,
+        codec: Codec,
+        shape: RolloutShape,
+        block: str,
+        bells: str,
+    ):
         self.index = index
         self.options = options
         self.codec = codec
@@ -67,7 +76,7 @@ class EnvironmentWorker:
         """The process id, once everything is set up."""
         return os.getpid()
 
-    def start(self, episodes: np.ndarray) -> None:
+    def _start(self, episodes: np.ndarray) -> None:
         """Begin a fresh episode in every slot, the next after `episodes` `[n]`, and show the first observations."""
         self.from_policy.drain()
         self.episodes = episodes.copy()
@@ -77,13 +86,16 @@ class EnvironmentWorker:
             self._show(0, slots)
             self.to_policy.ring(self.index, stage, 0)
 
-    def counters(self) -> np.ndarray:
-        """Episodes begun so far in each slot `[n]`."""
-        return self.episodes
+    def rollout(self, begun: np.ndarray | None) -> EpisodeLog:
+        """Fill the block: T decisions in every slot.
 
-    def rollout(self, fresh: bool) -> EpisodeLog:
-        """Fill the block: T decisions in every slot. Row 0 is decided already unless the episodes are fresh."""
+        begun: None to go on with the episodes, row 0 of which is decided already; or how many have begun in each
+            slot `[n]`, to start the next ones.
+        """
         log = EpisodeLog()
+        fresh = begun is not None
+        if fresh:
+            self._start(begun)
         for decision in range(self.block.shape.decisions):
             for stage, slots in enumerate(self.stages):
                 if decision > 0 or fresh:
@@ -97,16 +109,22 @@ class EnvironmentWorker:
                 self.to_policy.ring(self.index, stage, decision + 1)
         for stage in range(len(self.stages)):  # the bootstrap's decision opens the next iteration
             self._wait(stage, self.block.shape.decisions)
+        log.begun = self.episodes.copy()
         return log
 
     def _wait(self, stage: int, decision: int) -> None:
         message = self.from_policy.wait(self.options.deadline_s)
         if message is None:
             raise PipelineTimeout(
-                f"environment worker {self.index}", (), self.options.deadline_s, f"policy, stage {stage}, decision {decision}"
+                f"environment worker {self.index}",
+                (),
+                self.options.deadline_s,
+                f"policy, stage {stage}, decision {decision}",
             )
         if message[1:] != (stage, decision):
-            raise RuntimeError(f"environment worker {self.index}: expected stage {stage}, decision {decision}, got {message}")
+            raise RuntimeError(
+                f"environment worker {self.index}: expected stage {stage}, decision {decision}, got {message}"
+            )
 
     def _step(self, decision: int, slots: list[int], log: EpisodeLog) -> None:
         rows = np.asarray(slots) + self.options.slots[0]
@@ -123,7 +141,7 @@ class EnvironmentWorker:
         result = self.env.step(live, actions)
         for name in ("rewards", "executed", "terminated", "truncated"):
             block[name][decision, global_rows] = getattr(result, name)
-        block["boundary"][decision + 1, global_rows] = result.truncated
+        block["boundary"][decision + 1, global_rows] = result.truncated & ~result.terminated
         executed = result.executed.sum(1)
         self.returns[live] += (result.rewards * result.executed).sum(1)
         self.lengths[live] += executed

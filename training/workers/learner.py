@@ -105,7 +105,9 @@ class Learner:
         trunk, head = self.optimizer.param_groups
         trunk["lr"] = 0.0 if critic_only else config.learning_rate * factor
         head["lr"] = config.value_learning_rate * (1.0 if critic_only else factor)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
+        )
         totals: dict[str, list[float]] = {}
         stopped = False
         for epoch in range(config.epochs):
@@ -135,7 +137,13 @@ class Learner:
         return weights
 
     def _step(
-        self, flat: dict[str, torch.Tensor], chosen: torch.Tensor, iteration: int, epoch: int, minibatch: int, critic_only: bool
+        self,
+        flat: dict[str, torch.Tensor],
+        chosen: torch.Tensor,
+        iteration: int,
+        epoch: int,
+        minibatch: int,
+        critic_only: bool,
     ) -> dict[str, float]:
         config = self.config
         mine = chosen.tensor_split(self.world)[self.rank]
@@ -158,7 +166,13 @@ class Learner:
         if found.auxiliary is not None and config.privileged_coef and not critic_only:
             privileged = ppo.privileged_loss(found.auxiliary, batch["privileged"])
             loss = loss + config.privileged_coef * privileged
-        terms = {"loss": loss, "policy_loss": actor, "value_loss": critic, "entropy": entropy, "privileged_loss": privileged}
+        terms = {
+            "loss": loss,
+            "policy_loss": actor,
+            "value_loss": critic,
+            "entropy": entropy,
+            "privileged_loss": privileged,
+        }
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)
         numbers = {k: v.detach() for k, v in {**terms, **statistics, "approx_kl": kl}.items()}
         self.optimizer.zero_grad(set_to_none=False)
@@ -171,7 +185,9 @@ class Learner:
         return {**summary, "grad_norm": norm}
 
     @staticmethod
-    def _per_unit(advantage: torch.Tensor, weight: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _per_unit(
+        advantage: torch.Tensor, weight: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantage `[B, V]` and weight `[B, C]` in the shape of the ratio: `[B, C, D]`, `[B, C]` or `[B, 1]`."""
         if like.dim() == 3:
             return advantage[..., None].expand_as(like), weight[..., None].expand_as(like)
@@ -203,7 +219,10 @@ class Learner:
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{i}.{k}": v.clone() for i, entry in state.items() for k, v in entry.items()}
         save_file(tensors, Path(folder) / "optimizer.safetensors")
-        save_file({k: v.contiguous() for k, v in self.policy.model.state_dict().items()}, Path(folder) / "weights.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in self.policy.model.state_dict().items()},
+            Path(folder) / "weights.safetensors",
+        )
 
     def restore(self, folder: str) -> None:
         """What `save` wrote."""

@@ -57,9 +57,6 @@ class PolicyWorker:
         """Take over the learner's weights."""
         self.policy.model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
 
-    def drain(self) -> None:
-        self.bell.drain()
-
     def rollout(self, iteration: int, fresh: bool) -> PolicyLog:
         """Decide rows 0 (if the episodes are fresh) or 1 up to T."""
         log = PolicyLog()
@@ -96,7 +93,9 @@ class PolicyWorker:
 
     def _decide(self, iteration: int, stage: int, decision: int) -> None:
         rows, block = self.rows[stage], self.block
-        inputs: Any = (torch.from_numpy(block[name][decision, rows]) for name in ("images", "state", "tokens"))
+        inputs: Any = (
+            torch.from_numpy(block[name][decision, rows]) for name in ("images", "state", "tokens")
+        )
         answer = self.policy.sample(
             ModelInputs(*inputs), self.temperature, uniforms=self._uniforms(iteration, decision, rows)
         )
@@ -108,7 +107,9 @@ class PolicyWorker:
         """Random numbers `[B, C, D]` that depend on slot and decision, not on the schedule."""
         size = (self.block.shape.chunk, self.block.shape.action_dim)
         draws = [
-            np.random.Generator(np.random.Philox(key=[self.seed, int(row)], counter=[0, 0, iteration, decision])).random(size)
+            np.random.Generator(
+                np.random.Philox(key=[self.seed, int(row)], counter=[0, 0, iteration, decision])
+            ).random(size)
             for row in rows
         ]
         return torch.from_numpy(np.stack(draws))

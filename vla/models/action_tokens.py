@@ -5,9 +5,7 @@ import torch
 
 def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     if not temperature > 0:
-        raise ValueError(
-            f"temperature must be above 0 for a distribution, found {temperature}; 0 is for sampling only"
-        )
+        raise ValueError(f"temperature must be above 0 for a distribution, found {temperature}; 0 is for sampling only")
     return torch.log_softmax(logits.float() / temperature, dim=-1)
 
 
@@ -28,9 +26,7 @@ def sample(
         device = logits.device if generator is None else generator.device
         uniforms = torch.rand(logits.shape[:-1], generator=generator, device=device)
     elif uniforms.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"uniforms must have the shape {tuple(logits.shape[:-1])}, found {tuple(uniforms.shape)}"
-        )
+        raise ValueError(f"uniforms must have the shape {tuple(logits.shape[:-1])}, found {tuple(uniforms.shape)}")
     # Inverse of the cumulative distribution. Float64 and the strict comparison exclude probability 0.
     cumulative = _log_softmax(logits, temperature).double().exp().cumsum(dim=-1)
     threshold = uniforms.to(logits.device, torch.float64)[..., None] * cumulative[..., -1:]

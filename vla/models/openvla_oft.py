@@ -27,9 +27,22 @@ class VLAOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class OFTConfig:
-    """cameras, state_dim, prompt_length: sizes of the inputs; chunk x action_dim tokens of n_bins come out.
+    """Sizes of the model: `chunk * action_dim` tokens of `n_bins` come out.
 
-    values: 1 for a chunk-level value, `chunk` for one per action. detach_value: keep value gradients out of the trunk.
+    cameras: images of an observation.
+    state_dim: numbers of the proprioceptive state.
+    prompt_length: tokens of the padded instruction.
+    vocabulary: rows of the word embedding.
+    hidden: width of the language model.
+    layers: of the language model.
+    heads: attention heads of a layer.
+    intermediate: width of its feed-forward part.
+    chunk: actions decided at a time.
+    action_dim: numbers of an action.
+    tokens_per_placeholder: action tokens read from one position of the sequence.
+    n_bins: values of an action token.
+    values: 1 for a chunk-level value, `chunk` for one per action.
+    detach_value: keep value gradients out of the trunk.
     pointing: keypoints of each camera that learn to point at named things (the target, the goal), 0 for none.
     auxiliary: positions that are computed from those keypoints and the proprioception, and join the latter; 0 for
     none. Keypoints and positions are the auxiliary output, trained on privileged simulator state.
@@ -48,6 +61,7 @@ class OFTConfig:
     action_dim: int = 7
     tokens_per_placeholder: int = 7
     n_bins: int = 256
+    bin_basis: int = 64
     values: int = 1
     detach_value: bool = True
     auxiliary: int = 9
@@ -81,12 +95,14 @@ class OpenVLAOFT(nn.Module):
                 vocab_size=config.vocabulary, hidden_size=h, intermediate_size=config.intermediate,
                 num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
                 max_position_embeddings=512, rms_norm_eps=1e-6, pad_token_id=0, bos_token_id=BOS,
-                attn_implementation="sdpa",
             )
         )  # fmt: skip
+        self.language_model.config._attn_implementation = "sdpa"
         self.language_model.config.is_causal = False
         self.placeholders = nn.Parameter(0.02 * torch.randn(self.placeholder_count, h))
-        self.action_head = nn.Linear(h, config.tokens_per_placeholder * config.n_bins, bias=False)
+        self.action_head = nn.Linear(h, config.tokens_per_placeholder * (config.bin_basis or config.n_bins), bias=False)
+        self.basis: torch.Tensor
+        self.register_buffer("basis", _bumps(config.bin_basis, config.n_bins), persistent=False)
         self.value_head = _mlp(h, (512, 128), config.values)
         # Words of unit size: with Llama's 0.02 the instruction hardly modulates the vision towers at first.
         nn.init.normal_(self.language_model.embed_tokens.weight, std=1.0)
@@ -141,10 +157,20 @@ class OpenVLAOFT(nn.Module):
             is_causal=False,
         ).last_hidden_state
         decoded = hidden[:, -steps - 1 : -1]  # read from the last prompt token on
-        logits = self.action_head(decoded).float().reshape(len(tokens), c.chunk, c.action_dim, c.n_bins)
+        logits = self.action_head(decoded).float().reshape(len(tokens), c.chunk, c.action_dim, -1)
+        if c.bin_basis:
+            logits = logits @ self.basis
         summary = hidden[:, -steps - 1]
         values = self.value_head(summary.detach() if c.detach_value else summary).float()
         return VLAOutput(logits, values, auxiliary)
+
+
+def _bumps(count: int, n_bins: int) -> torch.Tensor:
+    """Gaussian bumps `[count, n_bins]` along the bins, as wide as they are apart."""
+    if not count:
+        return torch.zeros(0, n_bins)
+    centers = torch.linspace(0, n_bins - 1, count)[:, None]
+    return torch.exp(-0.5 * ((torch.arange(n_bins)[None] - centers) / (n_bins / count)) ** 2)
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, tokens: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -12,7 +12,8 @@ class ConvTowerConfig:
     """A convolutional patch stem with FiLM and spatial-softmax keypoints, for small models trained from scratch.
 
     image_size: px; widths: channels of the stages, each of which halves the resolution; keypoints: heat maps whose
-    expected coordinates become one token (Levine et al. 2016); the last stage's cells become the other tokens.
+    expected coordinates become one token (Levine et al. 2016), the last stage's cells become the other tokens;
+    keypoint_stage: stage whose features the heat maps are computed from, 0 for the first.
     """
 
     image_size: int = 64
@@ -33,10 +34,11 @@ class ConvTower(nn.Module):
             for i, (a, b) in enumerate(zip(channels[:-1], channels[1:], strict=True))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w) for w in config.widths)
-        self.films = nn.ModuleList(nn.Linear(text_dim, 2 * w) for w in config.widths)
-        for film in self.films:
+        films = [nn.Linear(text_dim, 2 * w) for w in config.widths]
+        for film in films:
             nn.init.normal_(film.weight, std=0.05)
             nn.init.zeros_(film.bias)
+        self.films = nn.ModuleList(films)
         width = config.widths[config.keypoint_stage]
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.heatmaps = nn.Conv2d(width, config.keypoints, 1)
@@ -44,6 +46,7 @@ class ConvTower(nn.Module):
         self.cell_token = nn.Linear(config.widths[-1], out_dim)
         side = torch.linspace(-1, 1, config.image_size)
         y, x = torch.meshgrid(side, side, indexing="ij")
+        self.grid: torch.Tensor
         self.register_buffer("grid", torch.stack([x, y])[None], persistent=False)
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,9 +79,7 @@ UNSEEN_OBJECTS = tuple(_item(c, s) for c in COLORS for s in SHAPES if (c, s) in 
 def _receptacle(name: str, kind: str, color: tuple[float, float, float], extent: float = 0.065) -> Item:
     size = (extent, 0.005) if kind == "cylinder" else (extent * 0.9, extent * 0.9, 0.005)
     inner = (extent * 0.78, 0.001) if kind == "cylinder" else (extent * 0.7, extent * 0.7, 0.001)
-    return Item(
-        name, (Primitive(kind, size), Primitive(kind, inner, (0.0, 0.0, 0.0051))), color, 0.005, extent
-    )
+    return Item(name, (Primitive(kind, size), Primitive(kind, inner, (0.0, 0.0, 0.0051))), color, 0.005, extent)
 
 
 PLATE = _receptacle("plate", "cylinder", (0.92, 0.92, 0.90))

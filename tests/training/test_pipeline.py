@@ -1,0 +1,244 @@
+"""Shared memory, bells, and the engine with real Ray workers: schedules, and workers that fail."""
+
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from point_env import point_contract, untrained
+from torch import nn
+
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
+from training.pipeline.block import ALIGNMENT, RolloutBlock, RolloutShape
+from training.pipeline.engine import Engine, EngineError, PlacementConfig, plan, ray_session
+from vla.contract import ContractError
+
+SHAPE = RolloutShape(3, 2, (1, 4, 4, 3), 5, 6, chunk=2, action_dim=4, values=1, privileged=0)
+SLOTS, DECISIONS = 7, 8  # 7: the parts are of different sizes
+SETTINGS = {"image_size": 16, "chunk": 2}
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> Iterator[RolloutBlock]:
+    made = RolloutBlock(SHAPE, f"simreal_test_{tmp_path.name}_{time.time_ns()}", create=True)
+    yield made
+    made.arrays.clear()
+    made._memory.close()
+    made._memory.unlink()
+
+
+def test_arrays_are_aligned_and_do_not_overlap(block: RolloutBlock) -> None:
+    starts = {k: a.__array_interface__["data"][0] for k, a in block.arrays.items()}
+    first = min(starts.values())
+    assert all((start - first) % ALIGNMENT == 0 for start in starts.values())
+    for number, array in enumerate(block.arrays.values()):
+        array[...] = number % 2 if array.dtype == np.bool_ else number
+    for number, array in enumerate(block.arrays.values()):
+        assert (array == (number % 2 if array.dtype == np.bool_ else number)).all()
+    used = max(starts[k] + a.nbytes for k, a in block.arrays.items()) - first
+    assert used <= SHAPE.nbytes < used + ALIGNMENT
+
+
+def test_another_process_writes_in_place(block: RolloutBlock) -> None:
+    code = f"""
+from training.pipeline.block import RolloutBlock, RolloutShape
+block = RolloutBlock({SHAPE!r}, {block.name!r})
+block["state"][3, 1] = 1, 2, 3, 4, 5
+block["executed"][2, 0] = True
+block.close()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert block["state"][3, 1].tolist() == [1, 2, 3, 4, 5]
+    assert block["executed"].sum() == 2
+    assert block["executed"][2, 0].all()
+
+
+def test_carry_over_makes_the_last_row_the_first(block: RolloutBlock) -> None:
+    for name, array in block.arrays.items():
+        array[...] = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) % (2 if name == "boundary" else 99)
+    block.carry_over()
+    for name in ("images", "state", "tokens", "action_tokens", "log_probs", "values"):
+        assert (block[name][0] == 3).all()
+        assert (block[name][1] == 1).all()
+    assert block["boundary"][0].all()
+    for name in ("rewards", "executed", "terminated", "truncated"):
+        assert not block[name].any()
+    block.clear()
+    assert not any(array.any() for array in block.arrays.values())
+
+
+def test_bell_delivers_in_order_gives_up_and_forgets(tmp_path: Path) -> None:
+    bell, other_end = Bell(tmp_path / "bell"), Bell(tmp_path / "bell")
+    other_end.ring(1, 2, 3)
+    other_end.ring(4, 5, 6)
+    assert bell.wait(1) == (1, 2, 3)
+    assert bell.wait(1) == (4, 5, 6)
+    began = time.monotonic()
+    assert bell.wait(0.1) is None
+    assert 0.09 < time.monotonic() - began < 2
+    other_end.ring(*ABORT)
+    with pytest.raises(PipelineAborted):
+        bell.wait(1)
+    other_end.ring(7, 8, 9)
+    bell.drain()
+    assert bell.wait(0) is None
+    bell.close()
+    other_end.close()
+
+
+def test_a_missed_deadline_says_who_waits_for_whom() -> None:
+    error = PipelineTimeout("the policy worker", (1, 3), 2.5, "stage 0, decision 4")
+    for found in (error, pickle.loads(pickle.dumps(error))):
+        assert "the policy worker waited 2.5 s for environment worker 1, environment worker 3" in str(found)
+        assert "stage 0, decision 4" in str(found)
+        assert found.missing == (1, 3)
+
+
+def test_round_trip_between_two_processes(tmp_path: Path) -> None:
+    count = 500
+    there, back = Bell(tmp_path / "there"), Bell(tmp_path / "back")
+    code = f"""
+from pathlib import Path
+from training.pipeline.bell import Bell
+there, back = Bell(Path({str(there.path)!r})), Bell(Path({str(back.path)!r}))
+back.ring(0, 0, -2)
+for _ in range({count}):
+    back.ring(*there.wait(60))
+"""
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert back.wait(60) == (0, 0, -2)
+        seconds = []
+        for number in range(count):
+            began = time.perf_counter()
+            there.ring(1, 0, number)
+            assert back.wait(60) == (1, 0, number)
+            seconds.append(time.perf_counter() - began)
+        assert child.wait(60) == 0
+    finally:
+        child.kill()
+    median = 1000 * statistics.median(seconds)
+    print(f"round trip over bells: median {median:.3f} ms, 99% {1000 * np.quantile(seconds, 0.99):.3f} ms")
+    assert median < 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy whose outputs are the same whatever else is in the batch: all tokens alike, all values 0.
+
+    A matrix product's last bits depend on the size of the batch, and stages change that size.
+    """
+    folder = tmp_path_factory.mktemp("policy")
+    policy = untrained(folder / "random")
+    nn.init.zeros_(policy.model.action_head.weight)  # type: ignore[union-attr, arg-type]
+    for parameter in policy.model.value_head.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    policy.save(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def fits(checkpoint: Path, slots: int = SLOTS, settings: dict[str, int] = SETTINGS, **placement: int) -> None:
+    algorithm, where = PPOConfig(minibatches=2), PlacementConfig(**{"learners": 1, **placement})
+    plan(checkpoint, "point_env:make", settings, slots, DECISIONS, algorithm, where)
+
+
+def test_a_plan_that_does_not_fit_is_refused(checkpoint: Path) -> None:
+    fits(checkpoint)
+    with pytest.raises(EngineError, match="3 environments can't be split over 2 workers x 2 stages"):
+        fits(checkpoint, slots=3, stages=2)
+    with pytest.raises(EngineError, match="28 samples at worst, too few for 2 minibatches on 15 learners"):
+        fits(checkpoint, learners=15)
+    with pytest.raises(ContractError) as caught:
+        fits(checkpoint, settings={"image_size": 32, "chunk": 3})
+    assert caught.value.codes == ("CAMERA_SIZE", "ACTION_CHUNK")
+    assert point_contract().action.chunk == 2
+
+
+@pytest.fixture(scope="module")
+def ray_() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+def engine(checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, **settings: str) -> Engine:
+    placement = PlacementConfig(
+        environment_workers=2, stages=stages, policy_threads=1, learners=1, deadline_s=deadline_s
+    )
+    return Engine(
+        checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", SLOTS, DECISIONS,
+        PPOConfig(minibatches=2), placement, 3, 10,
+    )  # fmt: skip
+
+
+def play(made: Engine, iterations: int) -> tuple[list[dict[str, np.ndarray]], list[list[float]]]:
+    """What the block holds after each iteration, and the returns of the finished episodes of each worker."""
+    seen, returns = [], []
+    for iteration in range(iterations):
+        rollout = made.rollout(iteration)
+        seen.append({k: v.copy() for k, v in made.block.arrays.items()})
+        returns += [sorted(log.returns) for log in rollout.episodes]
+    return seen, returns
+
+
+def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint: Path, tmp_path: Path) -> None:
+    played = []
+    for stages in (1, 2):
+        made = engine(checkpoint, tmp_path / str(stages), stages)
+        try:
+            played.append((*play(made, 3), np.concatenate(made.counters)))
+        finally:
+            made.close()
+    (sequential, returns, begun), (pipelined, other_returns, other_begun) = played
+    for iteration, (a, b) in enumerate(zip(sequential, pipelined, strict=True)):
+        for name in a:
+            assert a[name].tobytes() == b[name].tobytes(), f"{name} in iteration {iteration}"
+    assert returns == other_returns
+    assert begun.tolist() == other_begun.tolist()
+    # Episodes really began, ended in both ways, and went on from one iteration into the next.
+    assert begun.min() >= 3
+    assert all(any(a[name].any() for a in sequential) for name in ("terminated", "truncated", "boundary"))
+    assert (sequential[1]["state"][0] == sequential[0]["state"][-1]).all()
+
+
+def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
+    ray_: None, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trouble = tmp_path / "trouble"
+    trouble.mkdir()
+    made = engine(checkpoint, tmp_path / "run", 2, deadline_s=6, trouble=str(trouble))
+    try:
+        made.rollout(0)
+        reasons = {
+            "exit": "its process died",
+            "raise": "it raised RuntimeError: the gripper fell off",
+            "hang": "the policy worker waited 6 s for {name}",
+            "reset": "it raised RuntimeError: no such scene",
+        }
+        for iteration, (kind, reason) in enumerate(reasons.items(), 1):
+            before = dict(made.processes)
+            begun = np.concatenate(made.counters)
+            if kind == "reset":
+                made.fresh = True  # its very first reset of the iteration fails
+            capfd.readouterr()
+            (trouble / kind).touch()
+            began = time.monotonic()
+            rollout = made.rollout(iteration)
+            assert time.monotonic() - began < 40
+            culprit = int((trouble / f"{kind}.done").read_text())
+            name = next(name for name, process in before.items() if process == culprit)
+            said = capfd.readouterr().out
+            assert f"{name} (process {culprit}) is restarted: {reason.format(name=name)}" in said
+            assert said.count("is restarted") == 1
+            assert {k for k in before if before[k] != made.processes[k]} == {name}
+            assert (np.concatenate(made.counters) > begun).all()  # other episodes than before
+            assert [len(log.begun) for log in rollout.episodes] == [4, 3]
+            assert made.block["executed"].any(-1).sum() + made.block["boundary"][:-1].sum() == SLOTS * DECISIONS
+            assert np.isfinite(made.update(iteration).metrics["loss"])
+    finally:
+        made.close()

@@ -1,0 +1,267 @@
+"""`vla train` as its user runs it: it learns, it resumes from any kill, and it says what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from point_env import untrained
+
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.engine import PlacementConfig
+from training.run import RunFolder
+from training.train import EnvConfig, TrainConfig, train
+from vla.checkpoint import load
+from vla.contract import ContractError
+from vla.errors import SimrealError
+
+TINY = (
+    "env.name=point_env:make", "env.settings.image_size=16", "env.settings.chunk=2", "slots=8", "decisions=8",
+    "algorithm.minibatches=2", "placement.environment_workers=1", "placement.policy_threads=1", "placement.learners=1",
+)  # fmt: skip
+START_S = 100  # at most, for all processes of a run, on a busy machine
+
+
+class Run:
+    """A `vla train` in a process of its own."""
+
+    def __init__(self, out: Path, *options: str, **environment: str):
+        self.out = out
+        self.log = out.parent / f"{out.name}.{time.time_ns()}.log"
+        command = [sys.executable, "-c", "import sys; from vla.cli import main; sys.exit(main())", "train"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, f"out={out}", *TINY, *options], stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        file = self.out / "metrics.jsonl"
+        return [json.loads(x) for x in file.read_text().splitlines(True) if x.endswith("\n")] if file.exists() else []
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Process ids by name."""
+        return json.loads((self.out / "processes.json").read_text())  # type: ignore[no-any-return]
+
+    def wait_for(self, what: Callable[[], Any], seconds: float = START_S) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text}"
+            assert time.monotonic() < end, f"no progress:\n{self.text}"
+            time.sleep(0.02)
+
+    def wait_iterations(self, more: int) -> None:
+        """Until the run has done this many iterations more."""
+        there = len(self.rows)
+        self.wait_for(lambda: len(self.rows) >= there + more)
+
+    def finish(self) -> int:
+        return self.process.wait(START_S)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "checkpoint"
+    untrained(folder)
+    return folder
+
+
+@pytest.fixture
+def start(checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
+    runs = []
+
+    def begin(*options: str, **environment: str) -> Run:
+        runs.append(Run(tmp_path / "run", f"checkpoint={checkpoint}", *options, **environment))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+
+
+def iterations(run: Run) -> list[float]:
+    return [row["iteration"] for row in run.rows]
+
+
+def test_ppo_learns_to_reach_the_point(start: Start) -> None:
+    run = start(
+        "slots=16", "decisions=16", "iterations=14", "algorithm.learning_rate=3e-3", "algorithm.epochs=3",
+        "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
+    )  # fmt: skip
+    assert run.finish() == 0, run.text
+    success = [row["rollout/success"] for row in run.rows]
+    returns = [row["rollout/return"] for row in run.rows]
+    assert max(success[:2]) < 0.75
+    assert min(success[-2:]) > 0.85
+    assert min(returns[-2:]) > max(returns[:2]) + 0.3
+    standard = ("train/approx_kl", "train/clip_fraction", "train/explained_variance", "time/env_steps_per_s")
+    assert all(name in run.rows[-1] for name in (*standard, "time/rollout_s", "time/update_s"))
+    assert list((run.out / "tensorboard").glob("events*"))
+    trained = load(run.out / "checkpoint", None)
+    assert trained.provenance.curve["iterations"] == 14
+    assert trained.provenance.config["slots"] == 16
+
+
+def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: Start) -> None:
+    options = ("iterations=12", "env.settings.pause_s=0.03")
+    first = start(*options)
+    first.wait_for(lambda: len(first.rows) >= 2)
+    victim = first.workers["environment worker 0"]
+    os.kill(victim, signal.SIGKILL)
+    first.wait_for(lambda: first.workers["environment worker 0"] != victim)
+    first.wait_iterations(1)
+    assert f"environment worker 0 (process {victim}) is restarted: its process died" in first.text
+    orphans = [psutil.Process(p) for p in first.workers.values()]
+    first.kill()
+    done = len(first.rows)
+    assert 3 <= done < 12
+    saved = RunFolder(first.out, _read_config(first.out)).latest()
+    assert saved is not None
+    last = int(saved.name.rsplit("_", 1)[1])
+    assert last >= done - 2  # one iteration is lost at most
+    second = start(*options)
+    assert second.finish() == 0, second.text
+    assert f"at iteration {last + 1}\n" in second.text.replace("\n", "") + "\n" or f"iteration {last + 1}" in second.text
+    assert iterations(second) == list(range(12))
+    steps = [row["time/total_env_steps"] for row in second.rows]
+    assert steps == sorted(steps)
+    load(second.out / "checkpoint", None)
+    assert not psutil.wait_procs(orphans, timeout=10)[1], "workers of the killed driver are still there"
+    third = start(*options)
+    assert third.finish() == 0
+    assert "is there already" in third.text
+
+
+def _read_config(out: Path) -> TrainConfig:
+    """The configuration of a run folder, for opening it here."""
+    from vla import options
+
+    data = json.loads((out / "config.json").read_text())
+    return options.read(TrainConfig, {**data, "out": str(out), "placement": {}})
+
+
+def test_a_killed_learner_or_policy_worker_is_an_error_that_the_same_command_repairs(start: Start) -> None:
+    options = ("iterations=30", "env.settings.pause_s=0.03", "placement.learners=2")
+    for number, victim in enumerate(("learner 1", "policy worker")):
+        run = start(*options)
+        run.wait_for(lambda run=run, number=number: len(run.rows) >= 2 + 2 * number and "/30" in run.text)
+        os.kill(run.workers[victim], signal.SIGKILL)
+        assert run.finish() == 2, run.text
+        assert f"vla: [WORKER] the {victim} failed: its process died" in run.text
+        assert "The same command goes on" in run.text
+        assert "Traceback" not in run.text.split("vla: [WORKER]")[1]
+        assert ("resuming" in run.text) == (number == 1)
+
+
+def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    trouble.mkdir()
+    options = ("iterations=8", "env.settings.pause_s=0.03", f"+env.settings.trouble={trouble}")
+    run = start(*options)
+    run.wait_for(lambda: len(run.rows) >= 2)
+    (trouble / "nan").touch()
+    assert run.finish() == 2, run.text
+    good = len(run.rows)
+    assert f"vla: [NAN_LOSS] the loss is not finite in iteration {good}, epoch 0, minibatch 0" in run.text
+    assert "policy_loss nan" in run.text
+    saved = sorted((run.out / "states").glob("iteration_*"))
+    assert saved[-1].name == f"iteration_{good - 1:06d}"
+    assert {"weights.safetensors", "optimizer.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
+    (trouble / "nan").unlink()
+    again = start(*options)
+    assert again.finish() == 0, again.text
+    assert iterations(again) == list(range(8))
+
+
+def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
+    given = {
+        "iterations": 2, "slots": 8, "decisions": 8, "algorithm": PPOConfig(minibatches=2),
+        "env": EnvConfig("point_env:make", {"image_size": 16, "chunk": 2}), "placement": PlacementConfig(learners=1),
+    }  # fmt: skip
+    return TrainConfig(out, checkpoint, **{**given, **changes})
+
+
+def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement")).create()
+    before = (out / "config.json").read_bytes()
+    other = tiny(out, checkpoint, seed=7, algorithm=PPOConfig(minibatches=2, gamma=0.5))
+    with pytest.raises(SimrealError) as caught:
+        train(other)
+    assert caught.value.code == "OUTPUT_EXISTS"
+    assert "algorithm.gamma (0.99 there, 0.5 now); seed (0 there, 7 now)" in str(caught.value)
+    assert (out / "config.json").read_bytes() == before
+    assert not ray.is_initialized()
+    # The placement may change: it is the same run on other processes.
+    moved = tiny(out, checkpoint, placement=PlacementConfig(stages=2))
+    RunFolder(out, moved, ignore=("out", "placement"))
+
+
+def test_a_folder_with_foreign_files_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SimrealError, match="is not empty and holds no run"):
+        train(tiny(tmp_path, checkpoint))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert not ray.is_initialized()
+
+
+def test_a_checkpoint_for_another_environment_is_refused_before_anything_starts(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    env = EnvConfig("point_env:make", {"image_size": 32, "chunk": 4})
+    with pytest.raises(ContractError) as caught:
+        train(tiny(out, checkpoint, env=env))
+    assert caught.value.codes == ("CAMERA_SIZE", "ACTION_CHUNK")
+    assert not out.exists()
+    assert not ray.is_initialized()
+
+
+def test_ray_that_does_not_start_is_an_error_in_words(start: Start) -> None:
+    run = start("iterations=2", RAY_TMPDIR="/dev/null/nowhere")
+    assert run.finish() == 2
+    assert run.text.startswith("vla: [RAY] Ray does not start: ")
+    assert "Traceback" not in run.text
+
+
+def test_states_of_a_run_folder(tmp_path: Path, checkpoint: Path) -> None:
+    """Half a state and half a line of metrics, as a kill leaves them, don't count; old states go."""
+    folder = RunFolder(tmp_path / "run", tiny(tmp_path / "run", checkpoint))
+    folder.create()
+    assert folder.latest() is None
+    for iteration in range(4):
+        folder.log(iteration, {"loss": float(iteration)})
+        folder.commit_state(folder.begin_state(), iteration, {"iteration": iteration})
+    (folder.begin_state() / "weights.safetensors").write_bytes(b"half")
+    with (folder.out / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "lo')
+    folder.close()
+    again = RunFolder(tmp_path / "run", tiny(tmp_path / "run", checkpoint))
+    latest = again.latest()
+    assert latest is not None
+    assert latest.name == "iteration_000003"
+    assert sorted(p.name for p in (folder.out / "states").glob("iteration_*")) == ["iteration_000002", latest.name]
+    assert [row["iteration"] for row in again.metrics()] == [0, 1, 2, 3]
+    again.forget_after(3)
+    assert [row["iteration"] for row in again.metrics()] == [0, 1, 2]
