@@ -90,7 +90,8 @@ def record_episode(env: Tabletop, seed: int, stride: int, pushed: float, misses:
     if rng.random() < pushed:
         for start in rng.integers(0, 36, PUSHES):
             pushes[start : start + PUSH_STEPS] += rng.uniform(-1, 1, 3) * env.config.max_translation
-    disturbed = np.convolve(pushes.any(1), np.ones(chunk))[chunk - 1 :] > 0  # a push falls into the chunk that begins here
+    # Whether a push falls into the chunk that begins at a step.
+    disturbed = np.convolve(pushes.any(1), np.ones(chunk))[chunk - 1 :] > 0
     angle = rng.uniform(0, 2 * np.pi)
     miss = rng.uniform(0.02, 0.05) * np.array([np.cos(angle), np.sin(angle), 0.0]) * (rng.random() < misses)
     missing = bool(miss.any())

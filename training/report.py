@@ -79,8 +79,8 @@ def render(
         f"{summary['wall_s'] / 60:.0f} minutes and at most {summary['peak_rss_mib'] / 1024:.1f} GiB of memory.</p>",
         f'<img src="{_png(curve_figure(rows, scores))}" alt="learning curve">',
         _table(scores),
-        "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. The figure of an "
-        "axis pools its variants. Blind: black images. Wrong instruction: it names the other object. Both should fail."
+        "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. An axis "
+        "pools its variants. Blind: black images. Wrong instruction: it names the other object. Both should fail."
         "</small></p>",
         _clips(videos),
     ]
@@ -156,7 +156,8 @@ def _clips(folder: Path) -> str:
                     data = base64.b64encode(file.read_bytes()).decode()
                     caption = f"{axis}: {variant}, {label}".replace("_", " ")
                     figures.append(
-                        f'<figure><video src="data:video/mp4;base64,{data}" muted loop autoplay playsinline controls></video>'
+                        f'<figure><video src="data:video/mp4;base64,{data}" muted loop autoplay playsinline controls>'
+                        "</video>"
                         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
                     )
     return f"<h2>After PPO</h2>{''.join(figures)}" if figures else ""

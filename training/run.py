@@ -29,7 +29,7 @@ class RunFolder:
             if differing:
                 raise SimrealError(
                     f"{out} holds another run; it differs in {'; '.join(differing)}", code="OUTPUT_EXISTS",
-                    remedy="Choose another out=, delete the folder, or give the same options to go on with that run.",
+                    remedy="Choose another out=, delete the folder, or give its options to go on with it.",
                 )  # fmt: skip
         elif out.exists() and any(out.iterdir()):
             raise SimrealError(

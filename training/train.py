@@ -56,20 +56,21 @@ class TrainConfig:
 
 def train(config: TrainConfig) -> None:
     """Improve a policy; go on where a killed run of the same configuration stopped."""
-    console = Console()
+    console = Console(soft_wrap=True)  # a line stays one line in a log
     run = RunFolder(config.out, config, ignore=("out", "placement"))
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
     plan(
-        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions, config.algorithm,
-        config.placement,
+        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
+        config.algorithm, config.placement,
     )  # fmt: skip
     run.create()
     with ray_session():
         engine = Engine(
-            config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant, config.slots,
-            config.decisions, config.algorithm, config.placement, config.seed, config.iterations,
+            config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
+            config.slots, config.decisions, config.algorithm, config.placement, config.seed,
+            config.iterations,
         )  # fmt: skip
         first, env_steps, elapsed = _resume(run, engine)
         if first:
@@ -144,10 +145,13 @@ def summarize(rollout: Rollout, update: dict[str, float]) -> dict[str, float]:
 def _line(iteration: int, iterations: int, row: dict[str, float]) -> str:
     left = row["time/elapsed_s"] / (iteration + 1) * (iterations - iteration - 1)
     return (
-        f"{iteration + 1:4d}/{iterations}  success {row['rollout/success']:6.1%}  return {row['rollout/return']:5.2f}  "
-        f"kl {row['train/approx_kl']:.3f}  clip {row['train/clip_fraction']:.2f}  ev {row['train/explained_variance']:5.2f}  "
+        f"{iteration + 1:4d}/{iterations}  success {row['rollout/success']:6.1%}  "
+        f"return {row['rollout/return']:5.2f}  "
+        f"kl {row['train/approx_kl']:.3f}  clip {row['train/clip_fraction']:.2f}  "
+        f"ev {row['train/explained_variance']:5.2f}  "
         f"aux {row['train/privileged_loss']:.4f}  "
-        f"{row['time/env_steps_per_s']:5.0f} steps/s  rollout {row['time/rollout_s']:.1f} s  update {row['time/update_s']:.1f} s  "
+        f"{row['time/env_steps_per_s']:5.0f} steps/s  rollout {row['time/rollout_s']:.1f} s  "
+        f"update {row['time/update_s']:.1f} s  "
         f"left {left / 60:.0f} min"
     )
 

@@ -15,7 +15,6 @@ from vla.tasks.expert import Expert
 from vla.tasks.put_on_plate import MAX_STEPS, Episode
 from vla.types import Observation
 
-
 # `point_env` has to be importable here, in processes that tests start, and in Ray's workers.
 FOLDER = str(Path(__file__).parent)
 sys.path.insert(0, FOLDER)

@@ -74,9 +74,9 @@ class PointEnv:
     """Episodes end by success within REACHED of the origin, or by their time limit of MAX_STEPS.
 
     pause_s: every step takes so long.
-    trouble: folder for files that make an environment misbehave. The first one that finds `exit`, `raise`, `hang`
-        or `reset` there takes it away, notes its process id in `exit.done` and so on, and dies, raises, sleeps, or
-        raises in its next reset. As long as there is a `nan`, rewards are NaN.
+    trouble: folder for files that make an environment misbehave. The first one that finds `exit`, `raise`,
+        `hang` or `reset` there takes it away, notes its process id in `exit.done` and so on, and dies,
+        raises, sleeps, or raises in its next reset. As long as there is a `nan`, rewards are NaN.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def test_termination_takes_neither_the_next_value_nor_the_next_advantage() -> No
 
 
 def test_truncation_bootstraps_from_the_boundary_row_and_stops_there() -> None:
-    """Row 1 holds the final observation (value 5) of the episode that ends in row 0; row 2 is another episode's."""
+    """Row 1 holds the final observation (value 5) of the episode that ends in row 0; row 2 is another's."""
     advantage, returns = run(
         [[[1.0]], [[99.0]], [[2.0]]],
         [[[3.0]], [[5.0]], [[7.0]], [[11.0]]],

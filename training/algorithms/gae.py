@@ -14,9 +14,9 @@ def advantages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns, both `[T, N, V]`; zero where nothing was executed.
 
-    rewards: `[T, N, C]`. values: `[T + 1, N, V]` with V = 1 (one value a chunk: the rewards of a chunk are summed) or
+    rewards: `[T, N, C]`. values: `[T + 1, N, V]` with V = 1 (one value a chunk: its rewards are summed) or
     V = C (one value an action). executed: bool `[T, N, C]`. terminated: bool `[T, N]`.
-    valid: bool `[T, N]`, False in the row that holds nothing but the final observation of a truncated episode: its
+    valid: bool `[T, N]`, False in a row that holds only the final observation of a truncated episode: its
     value is the bootstrap of the row before, its action was ignored.
     gamma, lam: per chunk if V = 1, per action if V = C.
     """

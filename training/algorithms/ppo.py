@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017) on action tokens, with the options of the published VLA recipes."""
+"""Proximal policy optimisation (Schulman et al. 2017) on action tokens, with the options of VLA recipes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ class PPOConfig:
 
     gamma: discount per chunk, or per action where the values are per action.
     lam: of the advantage estimation.
-    ratio: unit of the probability ratio; token, action (sum over its dimensions) or chunk (sum over all its tokens).
+    ratio: unit of the probability ratio; token, action (sum over its dimensions) or chunk (all its tokens).
     clip_low: ratios below 1 - clip_low are clipped.
     clip_high: ratios above 1 + clip_high are clipped.
     dual_clip: bound of the ratio where the advantage is negative (Ye et al. 2020), null for none.
@@ -85,7 +85,7 @@ def policy_loss(
     weights: torch.Tensor,
     config: PPOConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Clipped surrogate, averaged by `weights`; all arguments have one shape. Statistics: clip_fraction, ratio."""
+    """Clipped surrogate, averaged by `weights`; all of one shape. Statistics: clip_fraction, ratio."""
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
@@ -119,7 +119,7 @@ def value_loss(
 def divergence(log_probs: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """KL divergence of a chunk from the policy that sampled it, `[B, C, D]` -> scalar.
 
-    Schulman's low-variance estimator r - 1 - log r for every token, summed over the executed tokens of a chunk.
+    Schulman's low-variance estimator r - 1 - log r of every token, summed over a chunk's executed tokens.
     """
     log_ratio = log_probs - old
     tokens = (log_ratio.exp() - 1 - log_ratio).sum(-1) * mask

@@ -1,1 +1,1 @@
-"""How rollouts move between processes: one shared block of memory per rollout, and bells that wake the other side."""
+"""How rollouts move between processes: a shared block of memory per rollout, and bells to wake each other."""

@@ -15,7 +15,7 @@ ALIGNMENT = 64  # bytes
 
 @dataclass(frozen=True)
 class RolloutShape:
-    """Sizes: T decisions, N slots, K cameras, S state, L prompt, C x D action tokens, V values, A privileged."""
+    """Sizes: T decisions, N slots, K cameras, S state, L prompt, C x D actions, V values, A privileged."""
 
     decisions: int
     slots: int
@@ -55,7 +55,7 @@ class RolloutShape:
 
 
 class RolloutBlock:
-    """The arrays of a `RolloutShape` in a named block of shared memory, as attributes of this object's `arrays`."""
+    """The arrays of a `RolloutShape` in a named block of shared memory, as its `arrays`."""
 
     def __init__(self, shape: RolloutShape, name: str, create: bool = False):
         self.shape = shape
@@ -81,7 +81,7 @@ class RolloutBlock:
             array[:] = 0
 
     def carry_over(self) -> None:
-        """Make the last row the first: its observation is decided already, with the bootstrap's forward pass."""
+        """Make the last row the first: its observation is decided already, by the bootstrap's forward."""
         for array in self.arrays.values():
             if len(array) == self.shape.decisions + 1:
                 array[0] = array[-1]

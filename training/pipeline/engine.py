@@ -1,4 +1,4 @@
-"""The engine: starts the actors of a placement, runs rollouts and updates, replaces environment workers that fail."""
+"""The engine: starts the actors of a placement, runs rollouts and updates, replaces workers that fail."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ class PlacementConfig:
     """Who runs where. All share one host; a device is a CPU core here.
 
     environment_workers: processes that step environments.
-    stages: groups of environments of a worker that take turns with the policy; 1 is sequential, 2 and more pipelined.
+    stages: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
     policy_threads: torch threads of the policy worker.
     learners: data-parallel learner processes.
     learner_threads: torch threads of each learner.
@@ -70,8 +70,8 @@ class Plan:
 
 
 def plan(
-    checkpoint: Path, environment: str, settings: dict[str, Any], slots: int, decisions: int, algorithm: PPOConfig,
-    placement: PlacementConfig,
+    checkpoint: Path, environment: str, settings: dict[str, Any], slots: int, decisions: int,
+    algorithm: PPOConfig, placement: PlacementConfig,
 ) -> Plan:  # fmt: skip
     """Check that everything fits, before any process is started and any file written."""
     workers, stages = placement.environment_workers, placement.stages
@@ -114,7 +114,7 @@ def ray_session() -> Iterator[None]:
     except Exception as error:  # whatever Ray's start-up raises
         raise EngineError(
             f"Ray does not start: {error}", code="RAY",
-            remedy="Check free memory, /dev/shm and /tmp (`vla doctor`); `ray stop` ends what another user left behind.",
+            remedy="Check free memory, /dev/shm and /tmp (`vla doctor`); `ray stop` ends left-overs.",
         ) from error  # fmt: skip
     try:
         yield
@@ -126,8 +126,9 @@ class Engine:
     """Owns the actors, the rollout block and the bells of one run."""
 
     def __init__(
-        self, checkpoint: Path, run: Path, environment: str, settings: dict[str, Any], variant: str, slots: int,
-        decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int, iterations: int,
+        self, checkpoint: Path, run: Path, environment: str, settings: dict[str, Any], variant: str,
+        slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int,
+        iterations: int,
     ):  # fmt: skip
         self.placement = placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement)
@@ -161,15 +162,15 @@ class Engine:
         self.environments: list[Any] = [self._environment(i) for i in range(len(parts))]
         make_policy: Any = _actor(PolicyWorker, placement.policy_threads)
         self.policy = make_policy.remote(
-            str(checkpoint), *shared, str(self.bells), stage_rows, algorithm.temperature, seed, placement.policy_threads,
-            placement.deadline_s,
+            str(checkpoint), *shared, str(self.bells), stage_rows, algorithm.temperature, seed,
+            placement.policy_threads, placement.deadline_s,
         )  # fmt: skip
         rendezvous = self.bells / "rendezvous"
         make_learner: Any = _actor(Learner, placement.learner_threads)
         self.learners = [
             make_learner.remote(
-                rank, placement.learners, str(checkpoint), *shared, algorithm, seed, iterations, placement.learner_threads,
-                str(rendezvous.resolve()),
+                rank, placement.learners, str(checkpoint), *shared, algorithm, seed, iterations,
+                placement.learner_threads, str(rendezvous.resolve()),
             )
             for rank in range(placement.learners)
         ]  # fmt: skip
@@ -187,7 +188,7 @@ class Engine:
         _collect({"policy worker": self.policy.load.remote(weights)})
 
     def rollout(self, iteration: int) -> Rollout:
-        """T decisions in every slot; environment workers that crash or hang are replaced, and the iteration begins anew."""
+        """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew."""
         for _ in range(RESTARTS + 1):
             began = time.perf_counter()
             if self.fresh:
@@ -203,7 +204,8 @@ class Engine:
                 return Rollout(logs, policy, time.perf_counter() - began)
             self._replace(failures)
         raise EngineError(
-            f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}", code="ENVIRONMENT",
+            f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
+            code="ENVIRONMENT",
             remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
         )  # fmt: skip
 
@@ -217,7 +219,7 @@ class Engine:
         return futures
 
     def _watch(self, futures: dict[Any, str]) -> dict[int, str]:
-        """Wait for all; on a failure give the iteration up. Returns the environment workers to replace, with reasons."""
+        """Wait for all; on a failure give the iteration up. Returns whom to replace, with reasons."""
         waiting = list(futures)
         failures: dict[int, str] = {}
         silent: PipelineTimeout | None = None
@@ -307,7 +309,7 @@ class Engine:
 
 
 def _actor(cls: type, threads: int) -> Any:
-    """Ray's view of a worker class: no reserved cores, since phases share them, and as many threads as it is given."""
+    """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads."""
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})  # type: ignore[call-overload]
 

@@ -17,8 +17,11 @@ from vla.codec import Codec
 
 @dataclass(frozen=True)
 class EnvironmentOptions:
-    """environment, settings: registered name and its options. variant: of the episodes. slots: first and last + 1 of
-    this worker in the block. stages: groups of slots that take turns. seed: of the run. deadline_s: longest wait."""
+    """environment, settings: registered name and its options. variant: of the episodes.
+
+    slots: first and last + 1 of this worker in the block. stages: groups of slots that take turns.
+    seed: of the run. deadline_s: longest wait.
+    """
 
     environment: str
     settings: dict[str, Any]
@@ -77,7 +80,7 @@ class EnvironmentWorker:
         return os.getpid()
 
     def _start(self, episodes: np.ndarray) -> None:
-        """Begin a fresh episode in every slot, the next after `episodes` `[n]`, and show the first observations."""
+        """Begin a fresh episode in every slot, the next after `episodes` `[n]`, and show how it begins."""
         self.from_policy.drain()
         self.episodes = episodes.copy()
         for local in range(self.env.num_envs):
@@ -89,8 +92,8 @@ class EnvironmentWorker:
     def rollout(self, begun: np.ndarray | None) -> EpisodeLog:
         """Fill the block: T decisions in every slot.
 
-        begun: None to go on with the episodes, row 0 of which is decided already; or how many have begun in each
-            slot `[n]`, to start the next ones.
+        begun: None to go on with the episodes, row 0 of which is decided already; or how many have begun in
+            each slot `[n]`, to start the next ones.
         """
         log = EpisodeLog()
         fresh = begun is not None

@@ -30,7 +30,7 @@ class LossError(SimrealError):
         super().__init__(
             f"the loss is not finite in iteration {iteration}, epoch {epoch}, minibatch {minibatch}: {shown}",
             code="NAN_LOSS",
-            remedy="The checkpoint of the iteration before is kept. Lower learning_rate or grad_clip and start again.",
+            remedy="The iteration before is kept. Lower learning_rate or grad_clip and start anew.",
         )
         self.arguments = (iteration, epoch, minibatch, terms)
 
@@ -40,7 +40,7 @@ class LossError(SimrealError):
 
 @dataclass
 class Update:
-    """What an update did: means of the statistics over its minibatches, and the weights for the policy workers."""
+    """What an update did: means of its minibatches' statistics, and the weights for the policy workers."""
 
     metrics: dict[str, float]
     weights: dict[str, np.ndarray] | None
@@ -50,8 +50,8 @@ class Learner:
     """Runs in a Ray actor of its own, one for each rank."""
 
     def __init__(
-        self, rank: int, world: int, checkpoint: str, shape: RolloutShape, block: str, config: PPOConfig, seed: int,
-        iterations: int, threads: int, rendezvous: str,
+        self, rank: int, world: int, checkpoint: str, shape: RolloutShape, block: str, config: PPOConfig,
+        seed: int, iterations: int, threads: int, rendezvous: str,
     ):  # fmt: skip
         torch.set_num_threads(threads)
         self.rank, self.world, self.config, self.seed, self.iterations = rank, world, config, seed, iterations
@@ -62,7 +62,10 @@ class Learner:
         trunk = [p for n, p in model.named_parameters() if not n.startswith(VALUE_HEAD)]
         self.names = [n for n, _ in model.named_parameters()]
         self.optimizer = torch.optim.AdamW(
-            [{"params": trunk, "lr": config.learning_rate}, {"params": head, "lr": config.value_learning_rate}],
+            [
+                {"params": trunk, "lr": config.learning_rate},
+                {"params": head, "lr": config.value_learning_rate},
+            ],
             weight_decay=config.weight_decay, betas=(0.9, 0.95),
         )  # fmt: skip
         self.parameters = [*trunk, *head]
@@ -188,7 +191,7 @@ class Learner:
     def _per_unit(
         advantage: torch.Tensor, weight: torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantage `[B, V]` and weight `[B, C]` in the shape of the ratio: `[B, C, D]`, `[B, C]` or `[B, 1]`."""
+        """Advantage `[B, V]` and weight `[B, C]` in the ratio's shape: `[B, C, D]`, `[B, C]` or `[B, 1]`."""
         if like.dim() == 3:
             return advantage[..., None].expand_as(like), weight[..., None].expand_as(like)
         if like.shape[1] == 1:
@@ -198,7 +201,7 @@ class Learner:
         return advantage.expand_as(like), weight
 
     def _average(self, numbers: dict[str, torch.Tensor]) -> float:
-        """Average gradients and statistics over the ranks in one message, clip; returns the norm before clipping."""
+        """Average gradients and statistics over the ranks in one message, clip; the norm before clipping."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -25,7 +25,7 @@ class PolicyLog:
 
 
 class PolicyWorker:
-    """Runs in a Ray actor of its own. slots: for each environment worker, for each stage, rows of the block."""
+    """Runs in a Ray actor of its own. slots: of each environment worker and stage, rows of the block."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Vision towers: images -> tokens."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class ConvTower(nn.Module):
         channels = (5, *config.widths)
         self.stages = nn.ModuleList(
             nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1)
-            for i, (a, b) in enumerate(zip(channels[:-1], channels[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(channels))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w) for w in config.widths)
         films = [nn.Linear(text_dim, 2 * w) for w in config.widths]

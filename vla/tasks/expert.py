@@ -99,6 +99,6 @@ class Expert:
 
 
 def funnel(center: np.ndarray, bottom: float, position: np.ndarray) -> np.ndarray:
-    """Where to go from `position` `[3]` m to reach `center` `[2]` at height `bottom` without sweeping over the table."""
+    """Where to go from `position` `[3]` m to reach `center` `[2]` at height `bottom` without sweeping."""
     error = float(np.linalg.norm(center - position[:2]))
     return np.array([*center, bottom + float(np.clip(SLOPE * (error - ALIGNED), 0.0, HOVER))])
