@@ -165,6 +165,14 @@ def _make_scenes(config: DemosConfig, index: int) -> int:
     return count
 
 
+def _held(file: Path, key: str | None) -> int:
+    """Episodes or scenes in a shard; 0 if it is not there. One that holds too few is made anew."""
+    if not file.exists():
+        return 0
+    with np.load(file, allow_pickle=False) as data:
+        return len(data["state"]) if key is None else int(data[key].max()) + 1
+
+
 def _write(target: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -210,9 +218,16 @@ def demos(config: DemosConfig) -> None:
     for stale in config.out.glob("*.tmp"):
         stale.unlink()
     count = -(-config.episodes // SHARD)
-    missing = [i for i in range(count) if not (config.out / _shard_name(i)).exists()]
-    shards = range(-(-config.scenes // SCENE_SHARD))
-    missing_scenes = [i for i in shards if not (config.out / f"scenes_{i:05d}.npz").exists()]
+    missing = [
+        i
+        for i in range(count)
+        if _held(config.out / _shard_name(i), "episode") < min(SHARD, config.episodes - i * SHARD)
+    ]
+    missing_scenes = [
+        i
+        for i in range(-(-config.scenes // SCENE_SHARD))
+        if _held(config.out / f"scenes_{i:05d}.npz", None) < min(SCENE_SHARD, config.scenes - i * SCENE_SHARD)
+    ]
     workers = config.workers or os.cpu_count() or 1
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     kept = played = 0
@@ -220,7 +235,8 @@ def demos(config: DemosConfig) -> None:
         Progress(*columns, console=console) as progress,
         ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn")) as pool,
     ):
-        bar = progress.add_task("demonstrations", total=config.episodes, completed=(count - len(missing)) * SHARD)
+        wanted = sum(min(SHARD, config.episodes - i * SHARD) for i in missing)
+        bar = progress.add_task("demonstrations", total=config.episodes, completed=config.episodes - wanted)
         scenes = progress.add_task("random scenes", total=config.scenes)
         scene_jobs = [pool.submit(_make_scenes, config, i) for i in missing_scenes]
         progress.advance(

@@ -43,11 +43,11 @@ class QuickstartConfig:
 
     out: Path = Path("runs/quickstart")
     seed: int = 0
-    episodes: int = 1500
-    scenes: int = 24_000
-    scene_samples: int = 120_000
-    samples: int = 60_000
-    iterations: int = 80
+    episodes: int = 400
+    scenes: int = 4_000
+    scene_samples: int = 100_000
+    samples: int = 64_000
+    iterations: int = 70
     slots: int = 32
     decisions: int = 32
     algorithm: PPOConfig = field(default_factory=PPOConfig)

@@ -79,9 +79,7 @@ class PointEnv:
         raises, sleeps, or raises in its next reset. As long as there is a `nan`, rewards are NaN.
     """
 
-    def __init__(
-        self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None
-    ) -> None:
+    def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
         self.num_envs = num_envs
         self.contract = point_contract(image_size, chunk)
         self.privileged_size = 0
@@ -124,9 +122,7 @@ class PointEnv:
         shape = (self.image_size, self.image_size, 3)
         return [
             Observation(
-                images={
-                    "third_person": np.full(shape, int(128 + 100 * np.tanh(self.position[i, 0])), np.uint8)
-                },
+                images={"third_person": np.full(shape, int(128 + 100 * np.tanh(self.position[i, 0])), np.uint8)},
                 state={"position": self.position[i].copy()},
                 instruction=SENTENCE,
                 stamps={"third_person": 0.05 * self.steps[i], "position": 0.05 * self.steps[i]},

@@ -232,9 +232,7 @@ def test_a_checkpoint_is_scored_in_parallel_and_repeatably(checkpoint: Path, tmp
     outcomes = {"success": entry["successes"], "failure": 3 - entry["successes"]}
     assert config.videos is not None
     videos = list(config.videos.iterdir())
-    assert {v.name for v in videos} == {
-        f"in_distribution_{o}.mp4" for o, number in outcomes.items() if number
-    }
+    assert {v.name for v in videos} == {f"in_distribution_{o}.mp4" for o, number in outcomes.items() if number}
     assert all(len(frames_of(video)) > 10 for video in videos)
     env = Tabletop(1)
     alone = play(Policy.load(checkpoint, env.contract), env, "in_distribution", range(90_001, 90_004))

@@ -61,9 +61,7 @@ block.close()
 
 def test_carry_over_makes_the_last_row_the_first(block: RolloutBlock) -> None:
     for name, array in block.arrays.items():
-        array[...] = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) % (
-            2 if name == "boundary" else 99
-        )
+        array[...] = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) % (2 if name == "boundary" else 99)
     block.carry_over()
     for name in ("images", "state", "tokens", "action_tokens", "log_probs", "values"):
         assert (block[name][0] == 3).all()
@@ -188,9 +186,7 @@ def play(made: Engine, iterations: int) -> tuple[list[dict[str, np.ndarray]], li
     return seen, returns
 
 
-def test_sequential_and_pipelined_schedules_play_the_same(
-    ray_: None, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint: Path, tmp_path: Path) -> None:
     played = []
     for stages in (1, 2):
         made = engine(checkpoint, tmp_path / str(stages), stages)
@@ -242,9 +238,7 @@ def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
             assert {k for k in before if before[k] != made.processes[k]} == {name}
             assert (np.concatenate(made.counters) > begun).all()  # other episodes than before
             assert [len(log.begun) for log in rollout.episodes] == [4, 3]
-            assert (
-                made.block["executed"].any(-1).sum() + made.block["boundary"][:-1].sum() == SLOTS * DECISIONS
-            )
+            assert made.block["executed"].any(-1).sum() + made.block["boundary"][:-1].sum() == SLOTS * DECISIONS
             assert np.isfinite(made.update(iteration).metrics["loss"])
     finally:
         made.close()

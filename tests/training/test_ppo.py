@@ -16,9 +16,7 @@ CONFIG = PPOConfig(clip_low=0.2, clip_high=0.3, dual_clip=None, value_clip=None,
 def surrogate(ratio: float, advantage: float, config: PPOConfig) -> float:
     """Minus the loss of a single sample."""
     one = torch.ones(1)
-    loss, _ = ppo.policy_loss(
-        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), one, config
-    )
+    loss, _ = ppo.policy_loss(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), one, config)
     return -float(loss)
 
 
@@ -54,9 +52,7 @@ def test_a_clipped_sample_has_no_gradient() -> None:
 def test_weights_and_statistics_of_the_policy_loss() -> None:
     ratios = torch.tensor([1.1, 2.0, 0.5, 7.0])
     weights = torch.tensor([1.0, 2.0, 1.0, 0.0])
-    loss, found = ppo.policy_loss(
-        ratios.log(), torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 1.0]), weights, CONFIG
-    )
+    loss, found = ppo.policy_loss(ratios.log(), torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 1.0]), weights, CONFIG)
     assert float(loss) == pytest.approx(-(1.1 * 1 + 1.3 * 2 + 0.5 * 1) / 4)
     assert float(found["clip_fraction"]) == pytest.approx((0 * 1 + 1 * 2 + 1 * 1) / 4)
     assert float(found["ratio"]) == pytest.approx((1.1 * 1 + 2.0 * 2 + 0.5 * 1) / 4)
@@ -119,9 +115,7 @@ def test_divergence_by_hand() -> None:
     log_ratio = torch.tensor([[[0.1], [0.2]], [[-0.3], [5.0]]])
     mask = torch.tensor([[True, True], [True, False]])
     terms = [math.exp(x) - 1 - x for x in (0.1, 0.2, -0.3)]
-    assert float(ppo.divergence(log_ratio, torch.zeros(2, 2, 1), mask)) == pytest.approx(
-        sum(terms) / 2, rel=1e-4
-    )
+    assert float(ppo.divergence(log_ratio, torch.zeros(2, 2, 1), mask)) == pytest.approx(sum(terms) / 2, rel=1e-4)
 
 
 def test_divergence_estimates_the_kl_divergence() -> None:
@@ -129,9 +123,7 @@ def test_divergence_estimates_the_kl_divergence() -> None:
     exact = float((old * (old / new).log()).sum())
     expectation = sum(
         float(p)
-        * float(
-            ppo.divergence(q.log().view(1, 1, 1), p.log().view(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
-        )
+        * float(ppo.divergence(q.log().view(1, 1, 1), p.log().view(1, 1, 1), torch.ones(1, 1, dtype=torch.bool)))
         for p, q in zip(old, new, strict=True)
     )
     assert expectation == pytest.approx(exact, abs=1e-6)
@@ -161,9 +153,7 @@ def test_schedules() -> None:
     constant, linear, cosine = (replace(CONFIG, schedule=s) for s in ("constant", "linear", "cosine"))  # type: ignore[arg-type]
     at = [0, 25, 50, 75, 100]
     assert [ppo.learning_rate_factor(constant, i, 100) for i in at] == [1.0] * 5
-    assert [ppo.learning_rate_factor(linear, i, 100) for i in at] == pytest.approx(
-        [1, 0.775, 0.55, 0.325, 0.1]
-    )
+    assert [ppo.learning_rate_factor(linear, i, 100) for i in at] == pytest.approx([1, 0.775, 0.55, 0.325, 0.1])
     expected = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 100)) / 2 for i in at]
     assert [ppo.learning_rate_factor(cosine, i, 100) for i in at] == pytest.approx(expected)
     warm = replace(CONFIG, warmup_iterations=4)

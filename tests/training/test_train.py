@@ -178,9 +178,7 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert "policy_loss nan" in run.text
     saved = sorted((run.out / "states").glob("iteration_*"))
     assert saved[-1].name == f"iteration_{good - 1:06d}"
-    assert {"weights.safetensors", "optimizer.safetensors", "state.json"} == {
-        p.name for p in saved[-1].iterdir()
-    }
+    assert {"weights.safetensors", "optimizer.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
 
 
 def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
@@ -208,9 +206,7 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     RunFolder(out, moved, ignore=("out", "placement"))
 
 
-def test_a_finished_run_is_left_alone(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_left_alone(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement")).create()
     (out / "checkpoint").mkdir()

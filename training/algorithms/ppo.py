@@ -37,7 +37,7 @@ class PPOConfig:
     temperature: of sampling, in rollout and training alike.
     """
 
-    gamma: float = 0.99
+    gamma: float = 0.98
     lam: float = 0.95
     ratio: Literal["token", "action", "chunk"] = "action"
     clip_low: float = 0.2
@@ -47,13 +47,13 @@ class PPOConfig:
     huber: float | None = 10.0
     value_coef: float = 0.5
     entropy_coef: float = 0.0
-    privileged_coef: float = 1.0
+    privileged_coef: float = 2.0
     normalize_advantages: bool = True
     length_normalization: bool = False
     epochs: int = 2
     minibatches: int = 4
     target_kl: float | None = None
-    learning_rate: float = 2e-4
+    learning_rate: float = 1.5e-4
     value_learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_iterations: int = 0
@@ -90,9 +90,7 @@ def policy_loss(
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     if config.dual_clip is not None:
-        surrogate = torch.where(
-            advantage < 0, torch.maximum(surrogate, config.dual_clip * advantage), surrogate
-        )
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, config.dual_clip * advantage), surrogate)
     outside = ((ratio - clipped).abs() > 0).float()
     return -weighted_mean(surrogate, weights), {
         "clip_fraction": weighted_mean(outside, weights).detach(),

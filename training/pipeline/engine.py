@@ -153,9 +153,7 @@ class Engine:
         ]
         self.counters = [np.zeros(len(p), np.int64) for p in parts]
         self.fresh = True
-        stage_rows = [
-            [[int(r) for r in stage] for stage in np.array_split(p, placement.stages)] for p in parts
-        ]
+        stage_rows = [[[int(r) for r in stage] for stage in np.array_split(p, placement.stages)] for p in parts]
         self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(len(parts))]
         self.policy_bell = Bell(self.bells / "policy")
         shared = (self.shape, self.name)
@@ -225,9 +223,7 @@ class Engine:
         silent: PipelineTimeout | None = None
         patience = self.placement.deadline_s
         while waiting:
-            if all(
-                futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting
-            ):
+            if all(futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting):
                 break  # they hang, and it is known already
             done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
             if not done:  # asked to give up and still busy: it hangs
@@ -257,9 +253,7 @@ class Engine:
     @staticmethod
     def _number(name: str) -> int:
         if not name.startswith("environment"):
-            raise EngineError(
-                f"the {name} does not answer", code="WORKER", remedy="The same command resumes."
-            )
+            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
         return int(name.rsplit(" ", 1)[1])
 
     def _abort(self) -> None:
@@ -353,8 +347,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RayTaskError):
         cause = error.cause
         return (
-            str(cause.args[0])
-            if isinstance(cause, PipelineTimeout)
-            else f"it raised {type(cause).__name__}: {cause}"
+            str(cause.args[0]) if isinstance(cause, PipelineTimeout) else f"it raised {type(cause).__name__}: {cause}"
         )
     return "its process died"

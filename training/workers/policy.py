@@ -93,9 +93,7 @@ class PolicyWorker:
 
     def _decide(self, iteration: int, stage: int, decision: int) -> None:
         rows, block = self.rows[stage], self.block
-        inputs: Any = (
-            torch.from_numpy(block[name][decision, rows]) for name in ("images", "state", "tokens")
-        )
+        inputs: Any = (torch.from_numpy(block[name][decision, rows]) for name in ("images", "state", "tokens"))
         answer = self.policy.sample(
             ModelInputs(*inputs), self.temperature, uniforms=self._uniforms(iteration, decision, rows)
         )
