@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torch.nn.parallel import DistributedDataParallel
 
-from training import demos
+from training import demos, state
 from training.algorithms.ppo import privileged_loss
 from training.envs.tabletop import Tabletop
 from vla import checkpoint
@@ -275,20 +275,13 @@ class _Process:
     ) -> None:
         """Train one stage, from its saved state if there is one."""
         config = self.config
-        done = config.out / f"{name}.done"
-        state_file = config.out / f"{name}.state"
+        file = config.out / f"{name}.safetensors"
         optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
-        first = 0
-        source = done if done.exists() else state_file
-        if source.exists():
-            saved = torch.load(source, weights_only=True)
-            module.load_state_dict(saved["module"])
-            if source == done:
-                return
-            optimizer.load_state_dict(saved["optimizer"])
-            first = saved["step"]
+        first = state.restore(file, module, optimizer) if file.exists() else 0
+        if first == steps:
+            return
         parallel = DistributedDataParallel(module)
         share = config.batch // self.world
         bar = self.progress.add_task(name, total=steps, completed=first, note="") if self.progress else None
@@ -319,13 +312,9 @@ class _Process:
                     self._report(name, module, samples, step + 1, loss, bar)
                 if time.monotonic() - saved_at > config.save_every_s:
                     saved_at = time.monotonic()
-                    _save(
-                        state_file,
-                        {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
-                    )
+                    state.save(file, module, optimizer, step + 1)
         if self.rank == 0:
-            _save(done, {"module": module.state_dict()})
-            state_file.unlink(missing_ok=True)
+            state.save(file, module, optimizer, steps)
         dist.barrier()
 
     def _report(self, name: str, module: nn.Module, samples: Samples, step: int, loss: Loss, bar: Any) -> None:
@@ -338,12 +327,6 @@ class _Process:
         assert self.progress is not None
         shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items() if "target" in k or k == "loss")
         self.progress.update(bar, note=shown)
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.rename(path)
 
 
 def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:

@@ -178,7 +178,7 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert "policy_loss nan" in run.text
     saved = sorted((run.out / "states").glob("iteration_*"))
     assert saved[-1].name == f"iteration_{good - 1:06d}"
-    assert {"weights.safetensors", "optimizer.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
+    assert {"learner.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
 
 
 def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
@@ -251,7 +251,7 @@ def test_states_of_a_run_folder(tmp_path: Path, checkpoint: Path) -> None:
     for iteration in range(4):
         folder.log(iteration, {"loss": float(iteration)})
         folder.commit_state(folder.begin_state(), iteration, {"iteration": iteration})
-    (folder.begin_state() / "weights.safetensors").write_bytes(b"half")
+    (folder.begin_state() / "learner.safetensors").write_bytes(b"half")
     with (folder.out / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "lo')
     folder.close()

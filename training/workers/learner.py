@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
+from training import state
 from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
@@ -20,6 +20,7 @@ from vla.policy import Policy
 from vla.types import ModelInputs
 
 VALUE_HEAD = "value_head"
+STATE = "learner.safetensors"
 
 
 class LossError(SimrealError):
@@ -218,24 +219,12 @@ class Learner:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
 
     def save(self, folder: str) -> None:
-        """Weights and optimizer state as safetensors."""
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{i}.{k}": v.clone() for i, entry in state.items() for k, v in entry.items()}
-        save_file(tensors, Path(folder) / "optimizer.safetensors")
-        save_file(
-            {k: v.contiguous() for k, v in self.policy.model.state_dict().items()},
-            Path(folder) / "weights.safetensors",
-        )
+        """Weights and optimizer."""
+        state.save(Path(folder) / STATE, self.policy.model, self.optimizer, 0)
 
     def restore(self, folder: str) -> None:
         """What `save` wrote."""
-        self.policy.model.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in load_file(Path(folder) / "optimizer.safetensors").items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        state.restore(Path(folder) / STATE, self.policy.model, self.optimizer)
 
     def export(self, folder: str, curve: dict[str, Any], config: dict[str, Any]) -> None:
         """The deployable bundle."""

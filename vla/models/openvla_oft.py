@@ -41,6 +41,8 @@ class OFTConfig:
     action_dim: numbers of an action.
     tokens_per_placeholder: action tokens read from one position of the sequence.
     n_bins: values of an action token.
+    bin_basis: Gaussian bumps along the bins, whose weights the head predicts, so that neighbouring bins share what they
+    learn; 0 for free logits as published.
     values: 1 for a chunk-level value, `chunk` for one per action.
     detach_value: keep value gradients out of the trunk.
     pointing: keypoints of each camera that learn to point at named things (the target, the goal), 0 for none.
