@@ -19,7 +19,7 @@ from training.pipeline.engine import PlacementConfig
 from training.report import ReportConfig, report
 from training.run import write_json
 from training.sft import SftConfig, sft
-from training.train import TrainConfig, train
+from training.train import EnvConfig, TrainConfig, train
 from vla.cli import Command
 
 
@@ -36,6 +36,7 @@ class QuickstartConfig:
     iterations: of PPO.
     slots: environments of PPO.
     decisions: of every environment in an iteration of PPO.
+    env: where PPO learns.
     algorithm: options of PPO.
     placement: who runs where.
     eval_episodes: episodes of each variant in the evaluations.
@@ -50,6 +51,7 @@ class QuickstartConfig:
     iterations: int = 70
     slots: int = 32
     decisions: int = 32
+    env: EnvConfig = field(default_factory=EnvConfig)
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     eval_episodes: int = 50
@@ -103,7 +105,7 @@ def quickstart(config: QuickstartConfig) -> None:
     )
     learning = TrainConfig(
         out / "rl", out / "sft" / "checkpoint", seed=config.seed, iterations=config.iterations, slots=config.slots,
-        decisions=config.decisions, algorithm=config.algorithm, placement=config.placement,
+        decisions=config.decisions, env=config.env, algorithm=config.algorithm, placement=config.placement,
     )  # fmt: skip
     score_sft = EvalConfig(out / "sft" / "checkpoint", out / "sft.json", episodes=config.eval_episodes)
     score_rl = replace(score_sft, checkpoint=out / "checkpoint", out=out / "rl.json", videos=out / "videos")

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from training import envs
 from training.envs import tabletop
 from training.envs.base import EpisodeRequest
-from training.envs.tabletop import Tabletop
+from training.envs.tabletop import Tabletop, TabletopConfig
 from vla.adapters.tabletop import AdapterError
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import (
@@ -276,6 +276,21 @@ def test_chunks_give_what_single_steps_give_and_stop_at_success(env: Tabletop, p
     assert rewards.sum() == pytest.approx(SUCCESS)
     end, same = env.observe([1])[0], single.seen[-1]
     assert all(end.state[k].tobytes() == same.state[k].tobytes() for k in end.state)
+
+
+def test_dense_reward_ends_where_the_sparse_one_does_plus_one(play_expert: Play) -> None:
+    """Both terms of the progress reach their 0.5 with success, whatever lay between."""
+    dense = Tabletop(1, TabletopConfig(reward="dense"))
+    request = EpisodeRequest(77)
+    dense.reset(0, request)
+    episode = sample_episode(77)
+    tool = np.asarray(episode.start_position)
+    distance = np.linalg.norm(tool - [episode.objects[0].x, episode.objects[0].y, episode.objects[0].item.half_height])
+    start = 0.5 * (1 - np.tanh(8 * distance))
+    record = play_expert(dense, 0, request)
+    dense.close()
+    assert record.success and record.rewards.sum() == pytest.approx(SUCCESS + 1.0 - start, abs=2e-3)
+    assert (record.rewards != 0).mean() > 0.9  # it speaks at nearly every step
 
 
 def test_shapes_and_time_limit(env: Tabletop) -> None:

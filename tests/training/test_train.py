@@ -198,7 +198,7 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(SimrealError) as caught:
         train(other)
     assert caught.value.code == "OUTPUT_EXISTS"
-    assert "algorithm.gamma (0.99 there, 0.5 now); seed (0 there, 7 now)" in str(caught.value)
+    assert "algorithm.gamma (0.97 there, 0.5 now); seed (0 there, 7 now)" in str(caught.value)
     assert (out / "config.json").read_bytes() == before
     assert not ray.is_initialized()
     # The placement may change: it is the same run on other processes.

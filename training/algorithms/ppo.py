@@ -29,6 +29,7 @@ class PPOConfig:
     target_kl: stop the passes when the KL divergence of a chunk exceeds it, null for never.
     learning_rate: AdamW.
     value_learning_rate: of the value head.
+    perception_learning_rate: of the vision towers and the locator.
     schedule: learning rate over the run; constant, linear or cosine, the last two down to a tenth.
     warmup_iterations: linear rise of the learning rate.
     critic_iterations: first iterations, in which only the value head learns.
@@ -37,8 +38,8 @@ class PPOConfig:
     temperature: of sampling, in rollout and training alike.
     """
 
-    gamma: float = 0.98
-    lam: float = 0.95
+    gamma: float = 0.97
+    lam: float = 0.9
     ratio: Literal["token", "action", "chunk"] = "action"
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -53,8 +54,9 @@ class PPOConfig:
     epochs: int = 2
     minibatches: int = 4
     target_kl: float | None = None
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
+    perception_learning_rate: float = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_iterations: int = 0
     critic_iterations: int = 2

@@ -19,7 +19,9 @@ from vla.errors import SimrealError
 from vla.policy import Policy
 from vla.types import ModelInputs
 
-VALUE_HEAD = "value_head"
+# Parameters with a learning rate of their own, by the first part of their name.
+VALUE_HEAD = ("value_head",)
+PERCEPTION = ("vision_backbone", "locator")
 STATE = "learner.safetensors"
 
 
@@ -59,17 +61,20 @@ class Learner:
         self.policy = Policy.load(checkpoint, None, "learner")
         self.block = RolloutBlock(shape, block)
         model = self.policy.model
-        head = [p for n, p in model.named_parameters() if n.startswith(VALUE_HEAD)]
-        trunk = [p for n, p in model.named_parameters() if not n.startswith(VALUE_HEAD)]
+        named = list(model.named_parameters())
+        head = [p for n, p in named if n.startswith(VALUE_HEAD)]
+        perception = [p for n, p in named if n.startswith(PERCEPTION)]
+        trunk = [p for n, p in named if not n.startswith((*VALUE_HEAD, *PERCEPTION))]
         self.names = [n for n, _ in model.named_parameters()]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": trunk, "lr": config.learning_rate},
+                {"params": perception, "lr": config.perception_learning_rate},
                 {"params": head, "lr": config.value_learning_rate},
             ],
             weight_decay=config.weight_decay, betas=(0.9, 0.95),
         )  # fmt: skip
-        self.parameters = [*trunk, *head]
+        self.parameters = [*trunk, *perception, *head]
         if world > 1:
             dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
 
@@ -106,8 +111,9 @@ class Learner:
         )
         factor = ppo.learning_rate_factor(config, iteration, self.iterations)
         critic_only = iteration < config.critic_iterations
-        trunk, head = self.optimizer.param_groups
+        trunk, perception, head = self.optimizer.param_groups
         trunk["lr"] = 0.0 if critic_only else config.learning_rate * factor
+        perception["lr"] = 0.0 if critic_only else config.perception_learning_rate * factor
         head["lr"] = config.value_learning_rate * (1.0 if critic_only else factor)
         generator = torch.Generator().manual_seed(
             int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
