@@ -105,7 +105,7 @@ def _parse(text: str) -> tuple[str, Any]:
 def _compose_files(folder: Path, config_name: str, choices: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if not (folder / f"{config_name}.yaml").is_file():
         raise ConfigError(f"no configs/{config_name}.yaml in {folder}: reinstall simreal", code="CONFIG")
-    lines = [f"{group}={'null' if choice is None else choice}" for group, choice in choices]
+    lines = [f"~{group}" if choice is None else f"{group}={choice}" for group, choice in choices]
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose(config_name, overrides=lines), resolve=False)

@@ -476,3 +476,9 @@ def test_a_command_prints_the_remedy_without_a_traceback(tmp_path: Any) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "[GRAPHICS]" in done.stderr and "vla doctor" in done.stderr
+
+
+def test_settings_that_an_environment_does_not_take_are_named() -> None:
+    with pytest.raises(SimrealError, match="unexpected keyword argument 'reward'") as caught:
+        envs.make("training.envs.tabletop:Tabletop", 1, reward="dense")
+    assert "env=null" in caught.value.remedy

@@ -24,7 +24,8 @@ from vla.contract import ContractError
 from vla.errors import SimrealError
 
 TINY = (
-    "env.name=point_env:make", "env.settings.image_size=16", "env.settings.chunk=2", "slots=8", "decisions=8",
+    "env=null", "env.name=point_env:make", "env.settings.image_size=16", "env.settings.chunk=2",
+    "slots=8", "decisions=8",
     "algorithm.minibatches=2", "placement.environment_workers=1", "placement.policy_threads=1",
     "placement.learners=1",
 )  # fmt: skip

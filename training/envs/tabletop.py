@@ -19,6 +19,7 @@ import numpy as np
 
 from training.envs.base import EpisodeRequest, GraphicsError, StepResult
 from training.envs.tabletop_scene import TIMESTEP, robot_scene, table_texture
+from vla import options
 from vla.adapters import tabletop as adapter
 from vla.contract import PolicyContract
 from vla.tasks import mjcf
@@ -532,6 +533,6 @@ def _noise_image(key: list[int], size: int) -> np.ndarray:
     return layers[0] + layers[1]
 
 
-def make(num_envs: int, **options: Any) -> Tabletop:
-    """The entry of the registry; options are the fields of `TabletopConfig`."""
-    return Tabletop(num_envs, TabletopConfig(**options))
+def make(num_envs: int, **settings: Any) -> Tabletop:
+    """The entry of the registry; settings are the fields of `TabletopConfig`."""
+    return Tabletop(num_envs, options.read(TabletopConfig, settings))
