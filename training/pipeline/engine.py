@@ -25,6 +25,7 @@ from vla.codec import Codec
 from vla.errors import SimrealError
 from vla.policy import Policy
 
+UPDATE_DEADLINE_S = 1800  # for a learner to answer, whatever it is asked
 RESTARTS = 3  # of environment workers, for one iteration
 
 
@@ -324,7 +325,11 @@ def _collect(futures: dict[str, Any]) -> list[Any]:
     failures: dict[str, Exception] = {}
     waiting = list(names)
     while waiting:  # whoever waits for a failed one in a collective may wait for ever
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else None)
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else UPDATE_DEADLINE_S)
+        if not done and not failures:
+            silent = ", ".join(names[future] for future in waiting)
+            remedy = "The same command goes on after the last complete iteration; a smaller minibatch is quicker."
+            raise EngineError(f"no answer from {silent} for {UPDATE_DEADLINE_S} s", code="WORKER", remedy=remedy)
         if not done:
             break
         try:
