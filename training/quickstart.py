@@ -48,7 +48,7 @@ class QuickstartConfig:
     scenes: int = 4_000
     scene_samples: int = 100_000
     samples: int = 64_000
-    iterations: int = 70
+    iterations: int = 110
     slots: int = 32
     decisions: int = 32
     env: EnvConfig = field(default_factory=EnvConfig)
