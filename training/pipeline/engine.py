@@ -148,7 +148,7 @@ class Engine:
                 (int(p[0]), int(p[-1]) + 1),
                 placement.stages,
                 seed,
-                placement.deadline_s,
+                2 * placement.deadline_s,  # the policy, which knows the culprit, speaks first
             )
             for p in parts
         ]
