@@ -17,7 +17,6 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from training.algorithms.ppo import PPOConfig
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import TIMESTEP, Tabletop
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
+from training.run import commit
 from training.sft import SftConfig
 from vla import configuration
 from vla.policy import Policy
@@ -245,13 +245,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Of the code that ran; ends with -dirty if it was changed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the result")
@@ -262,7 +255,7 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console()
     result: dict[str, Any] = {
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "machine": machine(),
         "command": shlex.join(["python", *sys.argv]),
     }

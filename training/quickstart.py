@@ -45,10 +45,10 @@ class QuickstartConfig:
     out: Path = Path("runs/quickstart")
     seed: int = 0
     episodes: int = 400
-    scenes: int = 4_000
-    scene_samples: int = 100_000
-    samples: int = 64_000
-    iterations: int = 110
+    scenes: int = 12_000
+    scene_samples: int = 110_000
+    samples: int = 56_000
+    iterations: int = 120
     slots: int = 32
     decisions: int = 32
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -1,8 +1,10 @@
 """A run is a folder: resolved configuration, metrics, states to resume from, the bundle."""
 
 import json
+import math
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,8 @@ class RunFolder:
         for old in sorted((self.out / "states").glob("iteration_*"))[:-KEEP]:
             shutil.rmtree(old)
 
-    def metrics(self) -> list[dict[str, float]]:
-        """One dictionary for each iteration so far; a line cut by a kill is left out."""
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary for each iteration so far, None for what is unknown; a line cut by a kill is left out."""
         file = self.out / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         rows = []
@@ -85,7 +87,8 @@ class RunFolder:
     def log(self, iteration: int, row: dict[str, float]) -> None:
         """Append to metrics.jsonl and TensorBoard."""
         with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+            known = {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
+            file.write(json.dumps({"iteration": iteration, **known}) + "\n")
         if self._writer is None:
             self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=iteration)
         for key, value in row.items():
@@ -94,6 +97,16 @@ class RunFolder:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def commit() -> str:
+    """Commit of the code that runs, with -dirty if it was changed since; "" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # no git
+        return ""
+    return found.stdout.strip()
 
 
 def write_json(file: Path, data: Any) -> None:

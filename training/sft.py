@@ -22,12 +22,13 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.nn.functional import interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from training import demos, state
 from training.algorithms.ppo import privileged_loss
+from training.augmentation import augment
 from training.envs.tabletop import Tabletop
+from training.run import commit
 from vla import checkpoint
 from vla.cli import Command
 from vla.codec import Codec
@@ -63,6 +64,7 @@ class SftConfig:
     grad_clip: bound of the gradient's norm.
     smoothing: standard deviation in bins of the smoothed targets.
     auxiliary_coef: weight of the position loss.
+    teacher_forcing: share of the samples whose trunk is told the true positions in place of those it found.
     augment: photometric noise on images, stray tokens in instructions.
     held_out: fraction of the episodes kept for validation.
     processes: 0 for one per core.
@@ -83,6 +85,7 @@ class SftConfig:
     grad_clip: float = 1.0
     smoothing: float = 2.0
     auxiliary_coef: float = 1.0
+    teacher_forcing: float = 0.5
     augment: bool = True
     held_out: float = 0.03
     processes: int = 0
@@ -125,10 +128,7 @@ class Pointing(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
         """The auxiliary output `[B, A]`."""
-        _, points, _ = self.model.see(inputs.images, inputs.tokens, torch.float32)
-        located = self.model.locate(points, inputs.state)
-        assert located is not None
-        return located
+        return self.model.perceive(inputs.images, inputs.state, inputs.tokens)
 
 
 class Imitation(nn.Module):
@@ -136,8 +136,8 @@ class Imitation(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output = self.model(inputs.images, inputs.state, inputs.tokens)
+    def forward(self, inputs: ModelInputs, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output = self.model(inputs.images, inputs.state, inputs.tokens, positions)
         return output.logits, output.auxiliary
 
 
@@ -182,40 +182,6 @@ def scenes(codec: Codec, folder: Path) -> Samples:
     return Samples(inputs, None, privileged, rows[VALIDATION_SAMPLES:], rows[:VALIDATION_SAMPLES])
 
 
-def augment(inputs: ModelInputs, generator: torch.Generator) -> ModelInputs:
-    """Photometric noise and stray tokens; positions in the image and the words stay."""
-    images: Any = augment_images(torch.as_tensor(inputs.images), generator)
-    tokens: Any = augment_tokens(torch.as_tensor(inputs.tokens), generator)
-    return ModelInputs(images, inputs.state, tokens)
-
-
-def augment_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Brightness, colour cast and blotches on half of the samples; uint8 `[B, K, H, W, 3]`."""
-    batch, cameras, height, width, _ = images.shape
-    chosen = (torch.rand(batch, 1, 1, 1, 1, generator=generator) < 0.5).float()
-    gain = 1 + chosen * 0.2 * (2 * torch.rand(batch, 1, 1, 1, 3, generator=generator) - 1)
-    shift = chosen * 25 * (2 * torch.rand(batch, 1, 1, 1, 1, generator=generator) - 1)
-    blotches = torch.rand(batch * cameras, 3, height // 8, width // 8, generator=generator)
-    blotches = interpolate(blotches, (height, width)).view(batch, cameras, 3, height, width)
-    mix = chosen * 0.3 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
-    mixed = (1 - mix) * images.float() * gain + shift + mix * 255 * blotches.permute(0, 1, 3, 4, 2)
-    return mixed.clamp(0, 255).to(torch.uint8)
-
-
-def augment_tokens(tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Stray byte tokens in a third of the prompts, so that unseen words don't derail the policy; int64 `[B, L]`."""
-    result = tokens.clone()
-    length = tokens.shape[1]
-    for row in torch.nonzero(torch.rand(len(tokens), generator=generator) < 0.33).flatten().tolist():
-        words = tokens[row][tokens[row] != 0].tolist()
-        for _ in range(int(torch.randint(1, 6, (1,), generator=generator))):
-            position = int(torch.randint(0, len(words) + 1, (1,), generator=generator))
-            words.insert(position, int(torch.randint(3, 259, (1,), generator=generator)))
-        words = words[-length:]
-        result[row] = torch.tensor([0] * (length - len(words)) + words)
-    return result
-
-
 def _position_errors(error: torch.Tensor) -> dict[str, float]:
     """Horizontal errors in cm from differences `[B, A]` in units of 0.1 m."""
     target, goal = 10 * error[:, :2].norm(dim=1), 10 * error[:, 3:5].norm(dim=1)
@@ -238,7 +204,11 @@ def _point(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, floa
 def _imitate(config: SftConfig) -> Loss:
     def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         assert batch.actions is not None
-        logits, auxiliary = model(batch.inputs)
+        told = None
+        if config.teacher_forcing and torch.is_grad_enabled():
+            told = batch.privileged[:, :POSITIONS].clone()
+            told[torch.rand(len(told)) >= config.teacher_forcing] = torch.nan
+        logits, auxiliary = model(batch.inputs, told)
         total = smoothed_cross_entropy(logits, batch.actions, config.smoothing).mean()
         near = (logits.argmax(-1) - batch.actions).abs() <= 4
         metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
@@ -349,7 +319,7 @@ def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
         progress.start()
     steps = config.scene_samples // config.batch
     if steps and config.model.pointing:
-        seeing = _seeing(model)
+        seeing = [model.language_model.embed_tokens.weight, *model.seeing()]
         for parameter in trained:
             parameter.requires_grad_(any(parameter is p for p in seeing))
         process.run("scenes", Pointing(model), seeing, scenes(policy.codec, config.demos), steps, _point)
@@ -365,25 +335,10 @@ def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
         model.eval()
         last = json.loads((config.out / "metrics.jsonl").read_text().splitlines()[-1])
         record = json.loads(json.dumps(asdict(config), default=str))
-        checkpoint.save(policy, config.out / "checkpoint", Provenance("", record, config.seed, last), overwrite=True)
+        checkpoint.save(
+            policy, config.out / "checkpoint", Provenance(commit(), record, config.seed, last), overwrite=True
+        )
     dist.destroy_process_group()
-
-
-def _seeing(model: OpenVLAOFT) -> list[nn.Parameter]:
-    """What the keypoints depend on: the words and the towers, without the parts after the heat maps."""
-    wanted = []
-    for tower in model.vision_backbone:
-        stage = tower.config.keypoint_stage  # type: ignore[union-attr]
-        for name, parameter in tower.named_parameters():
-            kind, _, rest = name.partition(".")
-            number = rest.split(".")[0]
-            if kind in ("stages", "norms", "films"):
-                if int(number) <= stage:
-                    wanted.append(parameter)
-            elif kind in ("refine", "heatmaps"):
-                wanted.append(parameter)
-    assert model.locator is not None
-    return [model.language_model.embed_tokens.weight, *wanted, *model.locator.parameters()]
 
 
 def sft(config: SftConfig) -> None:

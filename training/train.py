@@ -156,10 +156,10 @@ def _line(iteration: int, iterations: int, row: dict[str, float]) -> str:
     )
 
 
-def _curve(rows: list[dict[str, float]]) -> dict[str, Any]:
+def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a bundle remembers of its training curve."""
     last = rows[-10:]
-    success = [r["rollout/success"] for r in last if r["rollout/success"] == r["rollout/success"]]
+    success = [r["rollout/success"] for r in last if r["rollout/success"] is not None]
     return {
         "iterations": len(rows),
         "env_steps": rows[-1]["time/total_env_steps"] if rows else 0,

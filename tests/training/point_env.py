@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 STEP = 0.2  # m, longest movement of a control step along each axis
 REACHED = 0.15  # m
 MAX_STEPS = 12
+CRITIC = 2  # numbers that a critic is told
 DIMENSIONS = 4  # x, y, z, gripper
 SENTENCE = "go to the middle"
 MODEL = {
     "class": "openvla_oft",
-    "vision": {"image_size": 16, "widths": [8, 8], "keypoints": 4, "keypoint_stage": 1},
+    "vision": {"image_size": 16, "widths": [8, 8], "keypoints": 4},
     "cameras": 1,
     "state_dim": 3,
     "prompt_length": 8,
@@ -82,7 +83,7 @@ class PointEnv:
     def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
         self.num_envs = num_envs
         self.contract = point_contract(image_size, chunk)
-        self.privileged_size = 0
+        self.privileged_size, self.critic_size = 0, CRITIC
         self.image_size = image_size
         self.pause_s = pause_s
         self.trouble = trouble
@@ -102,6 +103,7 @@ class PointEnv:
         executed = np.zeros(actions.shape[:2], np.bool_)
         terminated = np.zeros(len(indices), np.bool_)
         truncated = np.zeros(len(indices), np.bool_)
+        states = np.zeros((*actions.shape[:2], 2), np.float32)
         for row, index in enumerate(indices):
             for column, action in enumerate(actions[row]):
                 before = abs(self.position[index, 0])
@@ -112,11 +114,12 @@ class PointEnv:
                 truncated[row] = not terminated[row] and self.steps[index] >= MAX_STEPS
                 rewards[row, column] = before - after + float(terminated[row])
                 executed[row, column] = True
+                states[row, column] = self.critic_state([index])[0]
                 if terminated[row] or truncated[row]:
                     break
         if self.trouble and (self.trouble / "nan").exists():
             rewards[:] = np.nan
-        return StepResult(rewards, executed, terminated, truncated, terminated.copy())
+        return StepResult(rewards, executed, terminated, truncated, terminated.copy(), states)
 
     def observe(self, indices: Sequence[int]) -> list[Observation]:
         shape = (self.image_size, self.image_size, 3)
@@ -132,6 +135,9 @@ class PointEnv:
 
     def privileged(self, indices: Sequence[int]) -> np.ndarray:
         return np.zeros((len(indices), 0), np.float32)
+
+    def critic_state(self, indices: Sequence[int]) -> np.ndarray:
+        return np.stack([self.position[indices, 0], self.steps[indices] / MAX_STEPS], 1).astype(np.float32)
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import demos, sft, state
+from training import augmentation, demos, sft, state
 from training.demos import DemosConfig
 from training.envs.tabletop import Tabletop
 from training.sft import SftConfig
@@ -23,7 +23,7 @@ from vla.models.vision import ConvTowerConfig
 from vla.policy import Policy
 
 TINY = OFTConfig(
-    vision=ConvTowerConfig(widths=(8, 16, 16, 16, 16), keypoints=4), hidden=32, layers=1, heads=2, intermediate=32
+    vision=ConvTowerConfig(widths=(8, 16), keypoints=4, cells=True), hidden=32, layers=1, heads=2, intermediate=32
 )
 
 
@@ -95,7 +95,7 @@ def test_without_demonstrations_the_command_is_named(tmp_path: Path) -> None:
 def test_stray_tokens_keep_the_words_in_order() -> None:
     tokens = torch.zeros(64, 20, dtype=torch.int64)
     tokens[:, -6:] = torch.tensor([300, 301, 302, 303, 304, 305])
-    changed = sft.augment_tokens(tokens, torch.Generator().manual_seed(0))
+    changed = augmentation.augment_tokens(tokens, torch.Generator().manual_seed(0))
     assert changed.shape == tokens.shape and (changed != tokens).any(1).sum() > 5
     for row in changed:
         assert [t for t in row.tolist() if t >= 300] == [300, 301, 302, 303, 304, 305]
@@ -104,7 +104,7 @@ def test_stray_tokens_keep_the_words_in_order() -> None:
 
 def test_image_noise_leaves_half_of_the_samples_alone() -> None:
     images = torch.full((200, 2, 16, 16, 3), 100, dtype=torch.uint8)
-    changed = sft.augment_images(images, torch.Generator().manual_seed(0))
+    changed = augmentation.augment_images(images, torch.Generator().manual_seed(0))
     same = (changed == images).flatten(1).all(1)
     assert changed.dtype == torch.uint8 and 70 < int(same.sum()) < 130
 

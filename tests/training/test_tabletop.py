@@ -436,6 +436,28 @@ def test_privileged_points_at_what_the_cameras_see(env: Tabletop) -> None:
     assert len(misses) >= 8 and np.median(misses) < 0.08 and max(misses) < 0.3
 
 
+def test_a_critic_is_told_the_state_after_every_action(env: Tabletop, play_expert: Play) -> None:
+    seen = []
+    for seed in range(4):
+        env.reset(0, EpisodeRequest(seed))
+        slot = env.slots[0]
+        at_rest = env.critic_state([0])[0]
+        offset = slot.data.body("object0").xpos - slot.data.site("tool").xpos
+        assert at_rest.shape == (env.critic_size,) and at_rest.dtype == np.float32
+        assert at_rest[:3] / 10 == pytest.approx(offset, abs=1e-6) and at_rest[-1] == 1.0
+        actions = np.tile([0, 0, -0.01, 0, 0, 0, 1.0], (1, 5, 1))
+        result = env.step([0], actions)
+        assert result.critic_states.shape == (1, 5, env.critic_size)
+        assert np.array_equal(result.critic_states[0, -1], env.critic_state([0])[0])
+        heights = result.critic_states[0, :, 2]  # of the object above the tool, which sinks
+        assert (np.diff(heights) > 0).all() and heights[0] > at_rest[2]
+        seen.append(result.critic_states[0])
+    assert np.isfinite(seen).all() and np.abs(seen).max() < 10
+    play_expert(env, 0, EpisodeRequest(3))
+    flags = env.critic_state([0])[0][-7:-4]
+    assert flags.tolist() == [0.0, 1.0, 1.0], "let go, was touched and lifted"
+
+
 # ---- building
 
 

@@ -17,7 +17,7 @@ from point_env import untrained
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.engine import PlacementConfig
-from training.run import RunFolder
+from training.run import RunFolder, commit
 from training.train import EnvConfig, TrainConfig, train
 from vla.checkpoint import load
 from vla.contract import ContractError
@@ -107,10 +107,11 @@ def iterations(run: Run) -> list[float]:
     return [row["iteration"] for row in run.rows]
 
 
-def test_ppo_learns_to_reach_the_point(start: Start) -> None:
+@pytest.mark.parametrize("critic", ["ppo", "ppo_privileged"])
+def test_ppo_learns_to_reach_the_point(start: Start, critic: str) -> None:
     run = start(
-        "slots=16", "decisions=16", "iterations=14", "algorithm.learning_rate=3e-3", "algorithm.epochs=3",
-        "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
+        f"algorithm={critic}", "slots=16", "decisions=16", "iterations=14", "algorithm.learning_rate=3e-3",
+        "algorithm.epochs=3", "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
     )  # fmt: skip
     assert run.finish() == 0, run.text
     success = [row["rollout/success"] for row in run.rows]
@@ -124,6 +125,7 @@ def test_ppo_learns_to_reach_the_point(start: Start) -> None:
     trained = load(run.out / "checkpoint", None)
     assert trained.provenance.curve["iterations"] == 14
     assert trained.provenance.config["slots"] == 16
+    assert trained.provenance.commit == commit()
 
 
 def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: Start) -> None:

@@ -235,3 +235,30 @@ class TestCodec:
             encode.append(middle - start)
             decode.append(time.perf_counter() - middle)
         assert min(encode) < 0.5e-3 and min(decode) < 0.1e-3
+
+
+def test_perception_is_the_auxiliary_output_and_depends_on_its_own_parameters(
+    policy: Policy, observations: list[Observation]
+) -> None:
+    model = policy.model
+    inputs = [torch.as_tensor(x) for x in vars(policy.codec.encode(observations)).values()]
+    located = model.perceive(*inputs)  # type: ignore[operator]
+    torch.testing.assert_close(located, model(*inputs).auxiliary)
+    located.square().sum().backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    seeing = {n for n, p in model.named_parameters() if any(p is q for q in model.seeing())}  # type: ignore[operator]
+    assert touched == seeing | {"language_model.embed_tokens.weight"}
+
+
+def test_told_positions_take_the_place_of_those_found(policy: Policy, observations: list[Observation]) -> None:
+    model = policy.model
+    inputs = [torch.as_tensor(x) for x in vars(policy.codec.encode(observations)).values()]
+    free = model(*inputs)
+    found = free.auxiliary[:, :9].detach()
+    told = found.clone()
+    told[0] += 0.5
+    told[1] = torch.nan
+    changed = model(*inputs, told)
+    assert (changed.logits[0] != free.logits[0]).any()
+    torch.testing.assert_close(changed.logits[1:], free.logits[1:])
+    torch.testing.assert_close(changed.auxiliary, free.auxiliary)

@@ -21,15 +21,21 @@ class PPOConfig:
     huber: width of the Huber loss on values, null for the squared error.
     value_coef: weight of the value loss.
     entropy_coef: weight of the entropy bonus.
-    privileged_coef: weight of the auxiliary loss on privileged simulator state.
+    critic: head, the model's own value head; or privileged, a network in the learner that sees the simulator's state
+        before every single action in place of images and chunks (Pinto et al. 2018); the policy never needs it.
+    critic_epochs: passes of the privileged critic over a rollout.
     normalize_advantages: zero mean and unit variance over the valid steps.
     length_normalization: weigh an episode's steps by 1 / its share of valid steps, as in RLinf.
     epochs: passes over a rollout.
     minibatches: updates in a pass.
     target_kl: stop the passes when the KL divergence of a chunk exceeds it, null for never.
     learning_rate: AdamW.
-    value_learning_rate: of the value head.
-    perception_learning_rate: of the vision towers and the locator.
+    value_learning_rate: of the critic.
+    perception_steps: steps an iteration on the auxiliary loss alone, after the passes (Cobbe et al. 2021): keypoints
+        and positions against the simulator's state, on frames of all rollouts so far; 0 for none.
+    perception_batch: frames of such a step.
+    perception_memory: frames that are remembered.
+    perception_learning_rate: of such a step.
     schedule: learning rate over the run; constant, linear or cosine, the last two down to a tenth.
     warmup_iterations: linear rise of the learning rate.
     critic_iterations: first iterations, in which only the value head learns.
@@ -48,7 +54,8 @@ class PPOConfig:
     huber: float | None = 10.0
     value_coef: float = 0.5
     entropy_coef: float = 0.0
-    privileged_coef: float = 2.0
+    critic: Literal["head", "privileged"] = "head"
+    critic_epochs: int = 8
     normalize_advantages: bool = True
     length_normalization: bool = False
     epochs: int = 2
@@ -56,7 +63,10 @@ class PPOConfig:
     target_kl: float | None = None
     learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
-    perception_learning_rate: float = 1e-4
+    perception_steps: int = 24
+    perception_batch: int = 64
+    perception_memory: int = 24_000
+    perception_learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_iterations: int = 0
     critic_iterations: int = 2

@@ -32,6 +32,7 @@ class StepResult:
     terminated: bool `[n]`, the episode ended by success or failure.
     truncated: bool `[n]`, the episode ended by its time limit.
     success: bool `[n]`.
+    critic_states: float32 `[n, C, critic_size]`, what a critic is told after each control step.
     """
 
     rewards: np.ndarray
@@ -39,6 +40,7 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     success: np.ndarray
+    critic_states: np.ndarray
 
 
 class VectorEnv(Protocol):
@@ -47,6 +49,7 @@ class VectorEnv(Protocol):
     num_envs: int
     contract: PolicyContract
     privileged_size: int
+    critic_size: int
 
     def reset(self, index: int, request: EpisodeRequest) -> None:
         """Start an episode in environment `index`."""
@@ -59,6 +62,9 @@ class VectorEnv(Protocol):
 
     def privileged(self, indices: Sequence[int]) -> np.ndarray:
         """Simulator state for auxiliary losses, float32 `[n, privileged_size]`; never a policy input."""
+
+    def critic_state(self, indices: Sequence[int]) -> np.ndarray:
+        """Simulator state for a critic, float32 `[n, critic_size]`, finite and of order one; never a policy input."""
 
     def close(self) -> None:
         """Free the renderer."""

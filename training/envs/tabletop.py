@@ -8,8 +8,6 @@ collision meshes are drawn, which is 20 times faster than the visual ones. Nothi
 """
 
 import copy
-import ctypes.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +15,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from training.envs.base import EpisodeRequest, GraphicsError, StepResult
+from training.envs.base import EpisodeRequest, StepResult
+from training.envs.tabletop_render import Renderer, blend, mujoco, noise_image
 from training.envs.tabletop_scene import TIMESTEP, robot_scene, table_texture
 from vla import options
 from vla.adapters import tabletop as adapter
@@ -37,20 +36,6 @@ from vla.tasks.put_on_plate import (
 )
 from vla.types import Observation
 
-GRAPHICS_REMEDY = (
-    "Install libegl1 (or libosmesa6) and set MUJOCO_GL=egl (or osmesa) or leave it unset; `vla doctor` tests both."
-)
-if not os.environ.get("MUJOCO_GL"):  # mujoco reads it at its import and finds no backend without a display
-    os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
-try:
-    import mujoco
-except Exception as error:  # it loads GL at its import: an unknown name or a missing library ends here
-    raise GraphicsError(
-        f"MuJoCo cannot be imported (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
-        code="GRAPHICS",
-        remedy=GRAPHICS_REMEDY,
-    ) from error
-
 SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
 PIECES = 5  # joint targets are interpolated in this many pieces per control step
 NOMINAL_JOINTS = np.array([0.0, 0.05, 0.0, -2.35, 0.0, 2.40, -0.7853])
@@ -59,6 +44,10 @@ GRASP_REWARD = 0.1
 # Target, goal and measured tool position, as seen from the commanded tool position, in units of 0.1 m; then
 # target and goal in the image of each camera, -1..1, NaN out of sight. All of order one, as losses want it.
 PRIVILEGED = 17
+# Object and goal as seen from the tool, lag of the tool behind its command (0.1 m), height of tool and object, velocity
+# of the object and of the command (0.1 m a step, m/s), gripper opening (0.1 m), sizes (0.1 m), grasped now, ever and
+# lifted, tilt (rad), what is left of the time.
+CRITIC = 27
 
 
 @dataclass(frozen=True)
@@ -186,6 +175,7 @@ class _Slot:
         self.target_joints = data.qpos[:7].copy()
         data.ctrl[:7] = self.target_joints
         data.ctrl[7] = 255
+        self.last_step = np.zeros(3)
         self.pending = [self.target_joints.copy() for _ in range(self.delay)]
         mujoco.mj_forward(model, data)
         self.step_count = 0
@@ -241,9 +231,8 @@ class _Slot:
             joint = data.joint("object0_joint")
             joint.qpos[:3] = [*move.move_to, episode.objects[0].item.half_height]
             joint.qvel[:] = 0.0
-        self.command_position = self.command_position + np.clip(
-            command.delta_translation, -config.max_translation, config.max_translation
-        )
+        self.last_step = np.clip(command.delta_translation, -config.max_translation, config.max_translation)
+        self.command_position = self.command_position + self.last_step
         self.command_position[2] = max(self.command_position[2], 0.012)
         turn, matrix = np.zeros(4), np.zeros(9)
         rotation = np.clip(command.delta_rotation, -config.max_rotation, config.max_rotation)
@@ -305,11 +294,9 @@ class _Slot:
         assert self.episode is not None
         goal = self.episode.receptacles[0]
         target = self.data.xpos[self._target_body]
-        reach = (
-            1.0
-            if grasped or self.success
-            else 1 - np.tanh(8 * np.linalg.norm(target - self.data.site_xpos[self._tool]))
-        )
+        distance = float(np.linalg.norm(target - self.data.site_xpos[self._tool]))
+        # Two scales: one leads to the object from anywhere, the other one centres the grasp.
+        reach = 1.0 if grasped or self.success else 1 - 0.5 * np.tanh(6 * distance) - 0.5 * np.tanh(40 * distance)
         carried = 1 - np.tanh(5 * np.hypot(target[0] - goal.x, target[1] - goal.y))
         return 0.5 * float(reach) + 0.5 * float(1.0 if self.success else carried * grasped)
 
@@ -339,6 +326,22 @@ class _Slot:
         positions = np.stack([target, place, self.data.site_xpos[self._tool]]) - self.command_position
         return np.concatenate([positions.ravel() / 0.1, *pixels]).astype(np.float32)
 
+    def critic_state(self) -> np.ndarray:
+        assert self.episode is not None
+        data, goal, target = self.data, self.episode.receptacles[0], self.episode.objects[0].item
+        tool, position = data.site_xpos[self._tool], data.xpos[self._target_body]
+        joint = data.joint("object0_joint")
+        quaternion, tilt = np.zeros(4), np.zeros(3)
+        mujoco.mju_mat2Quat(quaternion, (self._down @ self.command_rotation.T).reshape(-1))
+        mujoco.mju_quat2Vel(tilt, quaternion, 1.0)
+        lengths = (
+            *(position - tool), *((goal.x, goal.y, goal.item.half_height) - tool), *(self.command_position - tool),
+            tool[2], position[2], *self.last_step, self.gripper_width(), target.radius, target.half_height,
+        )  # fmt: skip
+        flags = (self.grasped_steps > 0, self.was_grasped, self.was_grasped_twice)
+        others = (*joint.qvel[:3], *flags, *tilt, 1 - self.step_count / MAX_STEPS)
+        return np.array([*(length / 0.1 for length in lengths), *others], np.float32)
+
     def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
         """Image coordinates `[2]` of a point (x right, y down, -1..1 at the borders); NaN if outside."""
         number = self.model.camera(camera).id
@@ -356,63 +359,11 @@ def _rotation_vector_to_quaternion(result: np.ndarray, vector: np.ndarray) -> No
     mujoco.mju_axisAngle2Quat(result, axis, angle)
 
 
-class _Renderer:
-    """Off-screen images of any slot: all scenes have the same meshes and textures and share a GL context."""
-
-    def __init__(self, model: mujoco.MjModel, size: int):
-        self.size = size
-        try:
-            self._gl = mujoco.GLContext(size, size)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:  # whatever the GL loader raises
-            raise GraphicsError(
-                f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
-                code="GRAPHICS",
-                remedy=GRAPHICS_REMEDY,
-            ) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=200)
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[:] = [1, 1, 1, 0, 0, 0]
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._view = mujoco.MjrRect(0, 0, size, size)
-        self._pixels = np.zeros((size, size, 3), np.uint8)
-
-    def image(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> np.ndarray:
-        """RGB `[size, size, 3]` uint8."""
-        self._gl.make_current()
-        self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        mujoco.mjr_render(self._view, self._scene, self._context)
-        mujoco.mjr_readPixels(self._pixels, None, self._view, self._context)
-        return self._pixels[::-1].copy()
-
-    def mask(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str, geom: int) -> np.ndarray:
-        """Bool `[size, size]`, the pixels that show a geom."""
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
-        try:
-            colors = self.image(model, data, camera).astype(np.int32)
-        finally:
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = False
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
-        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
-        kind = mujoco.mjtObj.mjOBJ_GEOM
-        shown = self._scene.geoms[: self._scene.ngeom]
-        wanted = [g.segid + 1 for g in shown if g.objtype == kind and g.objid == geom]
-        return np.isin(ids, wanted)
-
-    def close(self) -> None:
-        self._context.free()
-        self._gl.free()
-
-
 class Tabletop:
     """`VectorEnv` of put-on-plate episodes; `privileged` is described at `PRIVILEGED`."""
 
     privileged_size = PRIVILEGED
+    critic_size = CRITIC
 
     def __init__(self, num_envs: int, config: TabletopConfig | None = None):
         self.config = config or TabletopConfig()
@@ -427,8 +378,8 @@ class Tabletop:
         models: dict[tuple[int, int], mujoco.MjModel] = {(2, 1): _scene_model(2, 1)}
         library = _library()
         self.slots = [_Slot(models, library, self.config) for _ in range(num_envs)]
-        self._renderer: _Renderer | None = None
-        self._spectator: _Renderer | None = None
+        self._renderer: Renderer | None = None
+        self._spectator: Renderer | None = None
 
     def reset(self, index: int, request: EpisodeRequest) -> None:
         self.slots[index].reset(sample_episode(request.seed, request.variant))
@@ -447,6 +398,7 @@ class Tabletop:
         rewards = np.zeros((count, chunk), np.float32)
         executed = np.zeros((count, chunk), bool)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        critic_states = np.zeros((count, chunk, CRITIC), np.float32)
         for row, index in enumerate(indices):
             slot = self.slots[index]
             if slot.episode is None:
@@ -457,9 +409,10 @@ class Tabletop:
                 slot.control_step(commands[row][t])
                 rewards[row, t] = slot.judge()
                 executed[row, t] = True
+                critic_states[row, t] = slot.critic_state()
             terminated[row] = slot.success
             truncated[row] = not slot.success and slot.step_count >= MAX_STEPS
-        return StepResult(rewards, executed, terminated, truncated, terminated.copy())
+        return StepResult(rewards, executed, terminated, truncated, terminated.copy(), critic_states)
 
     def observe(self, indices: Sequence[int]) -> list[Observation]:
         return [self._observe(self.slots[index]) for index in indices]
@@ -485,26 +438,29 @@ class Tabletop:
         episode = slot.episode
         assert episode is not None
         if self._renderer is None:
-            self._renderer = _Renderer(slot.model, self.config.image_size)
+            self._renderer = Renderer(slot.model, self.config.image_size)
         image = self._renderer.image(slot.model, slot.data, camera)
         mix = episode.disturbance
         if mix.noise_mix or mix.texture_mix:
-            noise = _noise_image([episode.seed, slot.frame_count, camera == "wrist"], self.config.image_size)
+            noise = noise_image([episode.seed, slot.frame_count, camera == "wrist"], self.config.image_size)
             if mix.noise_mix:
-                image = _blend(image, noise, mix.noise_mix)
+                image = blend(image, noise, mix.noise_mix)
             else:
                 table = self._renderer.mask(slot.model, slot.data, camera, slot.model.geom("table").id)
-                image = np.where(table[..., None], _blend(image, noise, mix.texture_mix), image)
+                image = np.where(table[..., None], blend(image, noise, mix.texture_mix), image)
         return image
 
     def privileged(self, indices: Sequence[int]) -> np.ndarray:
         return np.stack([self.slots[index].privileged() for index in indices])
 
+    def critic_state(self, indices: Sequence[int]) -> np.ndarray:
+        return np.stack([self.slots[index].critic_state() for index in indices])
+
     def picture(self, index: int, size: int = 192) -> np.ndarray:
         """A third-person image for people `[size, size, 3]` uint8; no policy sees it."""
         slot = self.slots[index]
         if self._spectator is None or self._spectator.size != size:
-            self._spectator = _Renderer(slot.model, size)
+            self._spectator = Renderer(slot.model, size)
         return self._spectator.image(slot.model, slot.data, "third_person")
 
     def expert_view(self, index: int) -> Privileged:
@@ -516,21 +472,6 @@ class Tabletop:
             if renderer is not None:
                 renderer.close()
         self._renderer = self._spectator = None
-
-
-def _blend(image: np.ndarray, noise: np.ndarray, mix: float) -> np.ndarray:
-    return ((1 - mix) * image + mix * noise).astype(np.uint8)
-
-
-def _noise_image(key: list[int], size: int) -> np.ndarray:
-    """A new coloured pattern of soft blotches `[size, size, 3]` for every frame."""
-    rng = np.random.default_rng(key)
-    layers = []
-    for weight, blotch in ((0.6, 8), (0.4, 2)):
-        count = -(-size // blotch)
-        blotches = rng.uniform(0, 255, (count, count, 3))
-        layers.append(weight * np.kron(blotches, np.ones((blotch, blotch, 1)))[:size, :size])
-    return layers[0] + layers[1]
 
 
 def make(num_envs: int, **settings: Any) -> Tabletop:

@@ -15,7 +15,10 @@ ALIGNMENT = 64  # bytes
 
 @dataclass(frozen=True)
 class RolloutShape:
-    """Sizes: T decisions, N slots, K cameras, S state, L prompt, C x D actions, V values, A privileged."""
+    """Sizes: T decisions, N slots, K cameras, S state, L prompt, C x D actions, V values, A privileged.
+
+    critic: numbers of the state that a privileged critic is told.
+    """
 
     decisions: int
     slots: int
@@ -26,6 +29,7 @@ class RolloutShape:
     action_dim: int
     values: int
     privileged: int
+    critic: int
 
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
         """Name -> shape and type. Observations have one row more: the last one is the bootstrap's."""
@@ -36,6 +40,7 @@ class RolloutShape:
             "state": ((*after, self.state), np.float32),
             "tokens": ((*after, self.prompt), np.int64),
             "privileged": ((*after, self.privileged), np.float32),
+            "critic_states": ((*after, self.chunk, self.critic), np.float32),  # before each action
             "boundary": (after, np.bool_),  # holds only the final observation of a truncated episode
             "action_tokens": (tokens, np.int16),
             "log_probs": (tokens, np.float32),

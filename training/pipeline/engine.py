@@ -93,11 +93,22 @@ def plan(
     codec, contract = policy.codec, policy.contract
     probe = envs.make(environment, 1, **settings)
     contract.check(probe.contract, f"environment {environment}")
-    privileged = probe.privileged_size
+    privileged, critic = probe.privileged_size, probe.critic_size
     probe.close()
+    if algorithm.critic == "privileged" and not critic:
+        raise EngineError(
+            f"environment {environment} has no state for a privileged critic", code="CRITIC",
+            remedy="Choose algorithm=ppo, whose critic is the model's value head.",
+        )  # fmt: skip
+    tells = getattr(policy.model, "auxiliary_size", 0)
+    if algorithm.perception_steps and tells and privileged and tells != privileged:
+        raise EngineError(
+            f"the model's auxiliary output has {tells} numbers, environment {environment} tells {privileged}",
+            code="PRIVILEGED", remedy="Set algorithm.perception_steps=0, or train a model for this environment.",
+        )  # fmt: skip
     shape = RolloutShape(
         decisions, slots, codec.image_shape, contract.state_size, codec.tokenizer.length, *codec.action_shape,
-        values=int(policy.model.config["values"]), privileged=privileged,
+        values=int(policy.model.config["values"]), privileged=privileged, critic=critic,
     )  # fmt: skip
     return Plan(codec, shape)
 

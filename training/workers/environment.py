@@ -81,7 +81,6 @@ class EnvironmentWorker:
 
     def _start(self, episodes: np.ndarray) -> None:
         """Begin a fresh episode in every slot, the next after `episodes` `[n]`, and show how it begins."""
-        self.from_policy.drain()
         self.episodes = episodes.copy()
         for local in range(self.env.num_envs):
             self._reset(local)
@@ -144,6 +143,7 @@ class EnvironmentWorker:
         result = self.env.step(live, actions)
         for name in ("rewards", "executed", "terminated", "truncated"):
             block[name][decision, global_rows] = getattr(result, name)
+        block["critic_states"][decision, global_rows, 1:] = result.critic_states[:, :-1]
         block["boundary"][decision + 1, global_rows] = result.truncated & ~result.terminated
         executed = result.executed.sum(1)
         self.returns[live] += (result.rewards * result.executed).sum(1)
@@ -173,3 +173,4 @@ class EnvironmentWorker:
         self.block["state"][decision, rows] = inputs.state
         self.block["tokens"][decision, rows] = inputs.tokens
         self.block["privileged"][decision, rows] = self.env.privileged(slots)
+        self.block["critic_states"][decision, rows, 0] = self.env.critic_state(slots)

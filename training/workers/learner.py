@@ -9,20 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from training import state
+from training import augmentation, state
 from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.run import commit
 from vla.errors import SimrealError
 from vla.policy import Policy
 from vla.types import ModelInputs
 
-# Parameters with a learning rate of their own, by the first part of their name.
-VALUE_HEAD = ("value_head",)
-PERCEPTION = ("vision_backbone", "locator")
-STATE = "learner.safetensors"
+STATE, CRITIC, PERCEPTION = "learner.safetensors", "critic.safetensors", "perception.safetensors"
+STATISTICS = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "privileged_loss",
+    "approx_kl",
+    "clip_fraction",
+    "grad_norm",
+)
+FRAME = ("images", "state", "tokens", "privileged")  # what the memory keeps of a row
 
 
 class LossError(SimrealError):
@@ -49,6 +59,28 @@ class Update:
     weights: dict[str, np.ndarray] | None
 
 
+class Memory:
+    """The last frames of all rollouts, in a ring: what the auxiliary loss needs never grows stale."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.count, self.next = capacity, 0, 0
+        self.arrays: dict[str, torch.Tensor] = {}
+
+    def add(self, rows: dict[str, torch.Tensor]) -> None:
+        """Keep a copy of rows `[n, ...]`."""
+        size = len(rows["state"])
+        for key in FRAME:
+            if key not in self.arrays:
+                self.arrays[key] = rows[key].new_zeros((self.capacity, *rows[key].shape[1:]))
+            self.arrays[key][(self.next + torch.arange(size)) % self.capacity] = rows[key]
+        self.next = (self.next + size) % self.capacity
+        self.count = min(self.capacity, self.count + size)
+
+    def sample(self, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        chosen = torch.randint(self.count, (size,), generator=generator)
+        return {key: array[chosen] for key, array in self.arrays.items()}
+
+
 class Learner:
     """Runs in a Ray actor of its own, one for each rank."""
 
@@ -60,21 +92,26 @@ class Learner:
         self.rank, self.world, self.config, self.seed, self.iterations = rank, world, config, seed, iterations
         self.policy = Policy.load(checkpoint, None, "learner")
         self.block = RolloutBlock(shape, block)
-        model = self.policy.model
-        named = list(model.named_parameters())
-        head = [p for n, p in named if n.startswith(VALUE_HEAD)]
-        perception = [p for n, p in named if n.startswith(PERCEPTION)]
-        trunk = [p for n, p in named if not n.startswith((*VALUE_HEAD, *PERCEPTION))]
-        self.names = [n for n, _ in model.named_parameters()]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": trunk, "lr": config.learning_rate},
-                {"params": perception, "lr": config.perception_learning_rate},
-                {"params": head, "lr": config.value_learning_rate},
-            ],
-            weight_decay=config.weight_decay, betas=(0.9, 0.95),
-        )  # fmt: skip
-        self.parameters = [*trunk, *perception, *head]
+        model: Any = self.policy.model
+        head = list(model.value_head.parameters())
+        owned = {id(p) for p in head}
+        trunk = [p for p in model.parameters() if id(p) not in owned]
+        groups = [{"params": trunk, "lr": config.learning_rate}]
+        if config.critic == "head":
+            groups.append({"params": head, "lr": config.value_learning_rate})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]  # type: ignore[misc]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # the same on every rank, like its batches: no gradients have to be exchanged
+            self.critic = _critic(shape) if config.critic == "privileged" else None
+        self.critic_optimizer = (
+            torch.optim.AdamW(self.critic.parameters(), config.value_learning_rate) if self.critic else None
+        )
+        self.seeing: list[nn.Parameter] = _seeing(model) if config.perception_steps and shape.privileged else []
+        self.seeing_optimizer = (
+            torch.optim.AdamW(self.seeing, config.perception_learning_rate, betas=(0.9, 0.95)) if self.seeing else None
+        )
+        self.memory = Memory(config.perception_memory // world)
         if world > 1:
             dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
 
@@ -92,7 +129,7 @@ class Learner:
         block = {k: torch.from_numpy(v) for k, v in self.block.arrays.items()}
         valid = ~block["boundary"][:-1]
         executed = block["executed"] & valid[..., None]
-        values = block["values"]
+        values = self._values(block) if self.critic else block["values"]
         advantage, returns = advantages(
             block["rewards"], values, block["executed"], block["terminated"], valid, config.gamma, config.lam
         )
@@ -104,37 +141,32 @@ class Learner:
         rows = torch.nonzero(valid.flatten()).flatten()
         flat = {k: v[:-1].flatten(0, 1) for k, v in block.items() if len(v) == len(values)}
         flat.update(
+            values=values[:-1].flatten(0, 1),
             executed=executed.flatten(0, 1),
             advantage=advantage.flatten(0, 1),
             returns=returns.flatten(0, 1),
             weight=self._weights(executed).flatten(0, 1),
         )
         factor = ppo.learning_rate_factor(config, iteration, self.iterations)
-        critic_only = iteration < config.critic_iterations
-        trunk, perception, head = self.optimizer.param_groups
-        trunk["lr"] = 0.0 if critic_only else config.learning_rate * factor
-        perception["lr"] = 0.0 if critic_only else config.perception_learning_rate * factor
-        head["lr"] = config.value_learning_rate * (1.0 if critic_only else factor)
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
-        )
+        seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
         totals: dict[str, list[float]] = {}
-        stopped = False
-        for epoch in range(config.epochs):
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            for minibatch, chosen in enumerate(order.tensor_split(config.minibatches)):
-                statistics = self._step(flat, chosen, iteration, epoch, minibatch, critic_only)
-                for key, value in statistics.items():
-                    totals.setdefault(key, []).append(value)
-                stopped = config.target_kl is not None and statistics["approx_kl"] > config.target_kl
-                if stopped:
-                    break
-            if stopped:
-                break
-        metrics = {k: float(np.mean(v)) for k, v in totals.items()}
+        if self.critic is not None:
+            totals["value_loss"] = self._fit_critic(flat, rows, iteration, generator)
+        critic_only = iteration < config.critic_iterations
+        for group, rate in zip(
+            self.optimizer.param_groups, (config.learning_rate, config.value_learning_rate), strict=False
+        ):
+            group["lr"] = rate * factor
+        if not critic_only or self.critic is None:
+            self._improve(flat, rows, iteration, generator, critic_only, totals)
+        if self.seeing:
+            self._see(flat, rows, seed, 1.0 if iteration < config.warmup_iterations else factor, totals)
+        metrics = dict.fromkeys(STATISTICS, 0.0) | {k: float(np.mean(v)) for k, v in totals.items()}
         metrics.update(
-            explained_variance=explained, learning_rate=trunk["lr"], updates=float(len(totals["loss"])),
-            last_kl=totals["approx_kl"][-1], update_s=time.perf_counter() - began,
+            explained_variance=explained, learning_rate=config.learning_rate * factor * (not critic_only),
+            updates=float(len(totals.get("loss", ()))), last_kl=totals.get("approx_kl", [0.0])[-1],
+            update_s=time.perf_counter() - began,
         )  # fmt: skip
         return Update(metrics, self.weights() if self.rank == 0 else None)
 
@@ -145,6 +177,54 @@ class Learner:
             share = weights.mean(dim=(0, 2), keepdim=True).clamp(min=1e-3)
             weights = weights / share
         return weights
+
+    def _values(self, block: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The privileged critic's `[T + 1, N, C]`, one for every action."""
+        assert self.critic is not None
+        with torch.no_grad():
+            values: torch.Tensor = self.critic(block["critic_states"]).squeeze(-1)
+        return values
+
+    def _fit_critic(
+        self, flat: dict[str, torch.Tensor], rows: torch.Tensor, iteration: int, generator: torch.Generator
+    ) -> list[float]:
+        """The privileged critic's passes over the rollout; its losses."""
+        assert self.critic is not None and self.critic_optimizer is not None
+        config, losses = self.config, []
+        inputs = flat["critic_states"]
+        for epoch in range(config.critic_epochs):
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            for minibatch, chosen in enumerate(order.tensor_split(config.minibatches)):
+                values = self.critic(inputs[chosen]).squeeze(-1)
+                weight = _value_weight(flat["weight"][chosen], values)
+                loss = ppo.value_loss(values, flat["values"][chosen], flat["returns"][chosen], weight, config)
+                losses.append(float(loss.detach()))
+                if not np.isfinite(losses[-1]):
+                    raise LossError(iteration, epoch, minibatch, {"value_loss": losses[-1]})
+                self.critic_optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.critic.parameters(), config.grad_clip)
+                self.critic_optimizer.step()
+        return losses
+
+    def _improve(
+        self,
+        flat: dict[str, torch.Tensor],
+        rows: torch.Tensor,
+        iteration: int,
+        generator: torch.Generator,
+        critic_only: bool,
+        totals: dict[str, list[float]],
+    ) -> None:
+        """PPO's passes; their statistics are added to `totals`."""
+        for epoch in range(self.config.epochs):
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            for minibatch, chosen in enumerate(order.tensor_split(self.config.minibatches)):
+                statistics = self._step(flat, chosen, iteration, epoch, minibatch, critic_only)
+                for key, value in statistics.items():
+                    totals.setdefault(key, []).append(value)
+                if self.config.target_kl is not None and statistics["approx_kl"] > self.config.target_kl:
+                    return
 
     def _step(
         self,
@@ -166,33 +246,57 @@ class Learner:
         old = ppo.group(batch["log_probs"], executed, config.ratio)
         advantage, unit_weight = self._per_unit(batch["advantage"], weight, new)
         actor, statistics = ppo.policy_loss(new, old, advantage, unit_weight, config)
-        value_weight = weight if found.values.shape[-1] > 1 else weight.amax(-1, keepdim=True)
-        critic = ppo.value_loss(found.values, batch["values"], batch["returns"], value_weight, config)
         entropy = ppo.weighted_mean(found.entropy, weight[..., None].expand_as(found.entropy))
-        loss = config.value_coef * critic
-        if not critic_only:
-            loss = loss + actor - config.entropy_coef * entropy
-        privileged = torch.zeros(())
-        if found.auxiliary is not None and config.privileged_coef and not critic_only:
-            privileged = ppo.privileged_loss(found.auxiliary, batch["privileged"])
-            loss = loss + config.privileged_coef * privileged
-        terms = {
-            "loss": loss,
-            "policy_loss": actor,
-            "value_loss": critic,
-            "entropy": entropy,
-            "privileged_loss": privileged,
-        }
+        loss = torch.zeros(()) if critic_only else actor - config.entropy_coef * entropy
+        terms = {"policy_loss": actor, "entropy": entropy}
+        if self.critic is None:
+            value_weight = _value_weight(weight, found.values)
+            terms["value_loss"] = ppo.value_loss(found.values, batch["values"], batch["returns"], value_weight, config)
+            loss = loss + config.value_coef * terms["value_loss"]
+        # Means over this rank's samples become its share of the mean over all.
+        share = self.world * weight.sum() / flat["weight"][chosen].sum()
+        loss = loss * share
+        terms["loss"] = loss / share
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)
-        numbers = {k: v.detach() for k, v in {**terms, **statistics, "approx_kl": kl}.items()}
+        numbers = {k: share * v.detach() for k, v in {**terms, **statistics, "approx_kl": kl}.items()}
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        norm = self._average(numbers)
+        norm = self._average(self.parameters, numbers)
         summary = {k: float(v) for k, v in numbers.items()}
         if not all(np.isfinite(v) for v in summary.values()) or not np.isfinite(norm):
             raise LossError(iteration, epoch, minibatch, {**summary, "grad_norm": norm})
+        if critic_only:  # the trunk stays as it is, and so do its moments
+            for parameter in self.optimizer.param_groups[0]["params"]:
+                parameter.grad = None
         self.optimizer.step()
         return {**summary, "grad_norm": norm}
+
+    def _see(
+        self,
+        flat: dict[str, torch.Tensor],
+        rows: torch.Tensor,
+        seed: int,
+        factor: float,
+        totals: dict[str, list[float]],
+    ) -> None:
+        """The auxiliary phase: steps on remembered frames that train the perception alone."""
+        assert self.seeing_optimizer is not None
+        model: Any = self.policy.model
+        self.memory.add({k: flat[k][rows[self.rank :: self.world]] for k in FRAME})
+        generator = torch.Generator().manual_seed(seed + 1 + self.rank)
+        for group in self.seeing_optimizer.param_groups:
+            group["lr"] = self.config.perception_learning_rate * factor
+        for _ in range(self.config.perception_steps):
+            batch = self.memory.sample(self.config.perception_batch // self.world, generator)
+            inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
+            seen = augmentation.augment(ModelInputs(*inputs), generator)
+            loss = ppo.privileged_loss(model.perceive(seen.images, seen.state, seen.tokens), batch["privileged"])
+            numbers = {"privileged_loss": loss.detach()}
+            self.seeing_optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            self._average(self.seeing, numbers)
+            totals.setdefault("privileged_loss", []).append(float(numbers["privileged_loss"]))
+            self.seeing_optimizer.step()
 
     @staticmethod
     def _per_unit(
@@ -207,29 +311,38 @@ class Learner:
             return (advantage if advantage.shape[1] == 1 else total), per_chunk
         return advantage.expand_as(like), weight
 
-    def _average(self, numbers: dict[str, torch.Tensor]) -> float:
+    def _average(self, parameters: list[nn.Parameter], numbers: dict[str, torch.Tensor]) -> float:
         """Average gradients and statistics over the ranks in one message, clip; the norm before clipping."""
-        for parameter in self.parameters:
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.world > 1:
-            flat = torch.cat([*(p.grad.flatten() for p in self.parameters), torch.stack([*numbers.values()])])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            flat = torch.cat([*(g.flatten() for g in gradients), torch.stack([*numbers.values()])])
             dist.all_reduce(flat)
             flat /= self.world
             offset = 0
-            for parameter in self.parameters:
-                size = parameter.numel()
-                parameter.grad.copy_(flat[offset : offset + size].view_as(parameter))
+            for gradient in gradients:
+                size = gradient.numel()
+                gradient.copy_(flat[offset : offset + size].view_as(gradient))
                 offset += size
             numbers.update(zip(numbers, flat[offset:], strict=True))
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
+        return float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
 
     def save(self, folder: str) -> None:
-        """Weights and optimizer."""
+        """Weights and optimizers."""
         state.save(Path(folder) / STATE, self.policy.model, self.optimizer, 0)
+        if self.critic is not None and self.critic_optimizer is not None:
+            state.save(Path(folder) / CRITIC, self.critic, self.critic_optimizer, 0)
+        if self.seeing_optimizer is not None:
+            state.save(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer, 0)
 
     def restore(self, folder: str) -> None:
         """What `save` wrote."""
+        if self.seeing_optimizer is not None:
+            state.restore(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer)
+        if self.critic is not None and self.critic_optimizer is not None:
+            state.restore(Path(folder) / CRITIC, self.critic, self.critic_optimizer)
         state.restore(Path(folder) / STATE, self.policy.model, self.optimizer)
 
     def export(self, folder: str, curve: dict[str, Any], config: dict[str, Any]) -> None:
@@ -238,4 +351,19 @@ class Learner:
         from vla.policy import Provenance
 
         self.policy.model.eval()
-        checkpoint.save(self.policy, folder, Provenance("", config, self.seed, curve), overwrite=True)
+        checkpoint.save(self.policy, folder, Provenance(commit(), config, self.seed, curve), overwrite=True)
+
+
+def _critic(shape: RolloutShape) -> nn.Sequential:
+    """The simulator's state `[..., K]` -> value `[..., 1]`."""
+    return nn.Sequential(nn.Linear(shape.critic, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1))
+
+
+def _seeing(model: Any) -> list[nn.Parameter]:
+    """What the auxiliary phase trains; nothing if the model has no auxiliary output."""
+    return list(model.seeing()) if hasattr(model, "seeing") else []
+
+
+def _value_weight(weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Weights `[B, C]` of control steps as weights `[B, V]` of values."""
+    return weight if values.shape[-1] > 1 else weight.amax(-1, keepdim=True)

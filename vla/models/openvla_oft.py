@@ -45,6 +45,8 @@ class OFTConfig:
     learn; 0 for free logits as published.
     values: 1 for a chunk-level value, `chunk` for one per action.
     detach_value: keep value gradients out of the trunk.
+    frequencies: sines and cosines of each proprioceptive number and position that join it, at 1, 2, 4, ... rad per unit
+        (Tancik et al. 2020): a small network is blind to a centimetre otherwise; 0 for none, as published.
     pointing: keypoints of each camera that learn to point at named things (the target, the goal), 0 for none.
     auxiliary: positions that are computed from those keypoints and the proprioception, and join the latter; 0 for
     none. Keypoints and positions are the auxiliary output, trained on privileged simulator state.
@@ -66,6 +68,7 @@ class OFTConfig:
     bin_basis: int = 64
     values: int = 1
     detach_value: bool = True
+    frequencies: int = 4
     auxiliary: int = 9
     pointing: int = 2
 
@@ -89,9 +92,10 @@ class OpenVLAOFT(nn.Module):
         self.placeholder_count = config.chunk * config.action_dim // config.tokens_per_placeholder
         self.vision_backbone = nn.ModuleList(ConvTower(config.vision, h, h) for _ in range(config.cameras))
         self.projector = _mlp(h, (2 * h,), h)
-        named = 2 * config.cameras * config.pointing
+        named = 4 * config.cameras * config.pointing
         self.locator = _mlp(config.state_dim + named, (2 * h, 2 * h), config.auxiliary) if config.auxiliary else None
-        self.proprio_projector = _mlp(config.state_dim + config.auxiliary, (2 * h,), h)
+        proprioception = (config.state_dim + config.auxiliary) * (1 + 2 * config.frequencies)
+        self.proprio_projector = _mlp(proprioception, (2 * h,), h)
         self.language_model = LlamaModel(
             LlamaConfig(
                 vocab_size=config.vocabulary, hidden_size=h, intermediate_size=config.intermediate,
@@ -117,10 +121,16 @@ class OpenVLAOFT(nn.Module):
             vision["widths"] = tuple(vision["widths"])
         return cls(OFTConfig(vision=ConvTowerConfig(**vision), **fields))
 
+    @property
+    def auxiliary_size(self) -> int:
+        """Numbers of the auxiliary output, 0 for none."""
+        c = self.settings
+        return c.auxiliary and c.auxiliary + 2 * c.cameras * c.pointing
+
     def see(
         self, images: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Image tokens `[B, N, h]`, keypoints `[B, K, P, 2]` (x right, y down, -1..1), word embeddings `[B, L, h]`."""
+        """Image tokens `[B, N, h]`, keypoints `[B, K, P, 4]`, word embeddings `[B, L, h]`."""
         pixels = images.permute(1, 0, 4, 2, 3).to(dtype) / 127.5 - 1.0
         embedded = self.language_model.embed_tokens(tokens)
         valid = tokens != 0
@@ -132,11 +142,33 @@ class OpenVLAOFT(nn.Module):
         """Positions and named keypoints `[B, auxiliary + cameras * pointing * 2]` from keypoints and state."""
         if self.locator is None:
             return None
-        named = points[:, :, : self.settings.pointing].flatten(1)
-        return torch.cat([self.locator(torch.cat([state, named], 1)), named], 1).float()
+        named = points[:, :, : self.settings.pointing]
+        positions = self.locator(torch.cat([state, named.flatten(1)], 1))
+        return torch.cat([positions, named[..., :2].flatten(1)], 1).float()
 
-    def forward(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> VLAOutput:
-        """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0."""
+    def perceive(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The auxiliary output `[B, A]` alone, without the language model; arguments as in `forward`."""
+        _, points, _ = self.see(images, tokens, state.dtype)
+        located = self.locate(points, state)
+        if located is None:
+            raise ValueError("this model has no auxiliary output: auxiliary is 0")
+        return located
+
+    def seeing(self) -> list[nn.Parameter]:
+        """What the auxiliary output depends on, the word embeddings left out; empty if there is none."""
+        if self.locator is None:
+            return []
+        towers = [p for n, p in self.vision_backbone.named_parameters() if "_token." not in n]
+        return [*towers, *self.locator.parameters()]
+
+    def forward(
+        self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> VLAOutput:
+        """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0.
+
+        positions: `[B, auxiliary]`, what the trunk is told in place of the positions found in the images (teacher
+        forcing); those that are NaN are still the found ones.
+        """
         c = self.settings
         # The batch's longest prompt sets the length: padding is on the left, so cutting it changes nothing else.
         tokens = tokens[:, -max(1, int((tokens != 0).sum(1).max())) :]
@@ -145,8 +177,12 @@ class OpenVLAOFT(nn.Module):
         bos = self.language_model.embed_tokens(tokens.new_full((len(tokens), 1), BOS))
         auxiliary = self.locate(points, state)
         if auxiliary is not None:
-            state = torch.cat([state, auxiliary[:, : c.auxiliary]], 1)
-        prefix = torch.cat([bos, self.projector(vision), self.proprio_projector(state)[:, None]], 1)
+            found = auxiliary[:, : c.auxiliary]
+            told = found if positions is None else torch.where(positions.isnan(), found, positions)
+            state = torch.cat([state, told], 1)
+        prefix = torch.cat(
+            [bos, self.projector(vision), self.proprio_projector(waves(state, c.frequencies))[:, None]], 1
+        )
         steps = self.placeholder_count
         sequence = torch.cat([prefix, embedded, self.placeholders.expand(len(tokens), -1, -1)], 1)
         present = torch.cat([valid.new_ones(prefix.shape[:2]), valid, valid.new_ones(len(tokens), steps)], 1)
@@ -165,6 +201,12 @@ class OpenVLAOFT(nn.Module):
         summary = hidden[:, -steps - 1]
         values = self.value_head(summary.detach() if c.detach_value else summary).float()
         return VLAOutput(logits, values, auxiliary)
+
+
+def waves(x: torch.Tensor, frequencies: int) -> torch.Tensor:
+    """`[B, S]` -> `[B, S (1 + 2 F)]`: x, then sine and cosine of x, 2 x, 4 x, ..."""
+    turns = [wave(2**k * x) for k in range(frequencies) for wave in (torch.sin, torch.cos)]
+    return torch.cat([x, *turns], -1)
 
 
 def _bumps(count: int, n_bins: int) -> torch.Tensor:

@@ -13,14 +13,15 @@ class ConvTowerConfig:
     """A convolutional patch stem with FiLM and spatial-softmax keypoints, for small models trained from scratch.
 
     image_size: px; widths: channels of the stages, each of which halves the resolution; keypoints: heat maps whose
-    expected coordinates become one token (Levine et al. 2016), the last stage's cells become the other tokens;
-    keypoint_stage: stage whose features the heat maps are computed from, 0 for the first.
+    expected coordinates become one token (Levine et al. 2016); refinements: residual convolutions before the heat
+    maps; cells: whether the features of the last stage's cells become tokens too.
     """
 
     image_size: int = 64
-    widths: tuple[int, ...] = (16, 32, 64, 96, 128)
-    keypoints: int = 32
-    keypoint_stage: int = 1
+    widths: tuple[int, ...] = (16, 32)
+    keypoints: int = 2
+    refinements: int = 1
+    cells: bool = False
 
 
 class ConvTower(nn.Module):
@@ -40,11 +41,11 @@ class ConvTower(nn.Module):
             nn.init.normal_(film.weight, std=0.05)
             nn.init.zeros_(film.bias)
         self.films = nn.ModuleList(films)
-        width = config.widths[config.keypoint_stage]
-        self.refine = nn.Conv2d(width, width, 3, padding=1)
+        width = config.widths[-1]
+        self.refine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.refinements))
         self.heatmaps = nn.Conv2d(width, config.keypoints, 1)
-        self.keypoint_token = nn.Linear(3 * config.keypoints, out_dim)
-        self.cell_token = nn.Linear(config.widths[-1], out_dim)
+        self.keypoint_token = nn.Linear(4 * config.keypoints, out_dim)
+        self.cell_token = nn.Linear(width, out_dim) if config.cells else None
         side = torch.linspace(-1, 1, config.image_size)
         y, x = torch.meshgrid(side, side, indexing="ij")
         self.grid: torch.Tensor
@@ -53,26 +54,30 @@ class ConvTower(nn.Module):
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """image: float `[B, 3, H, W]` in -1..1; text: `[B, text_dim]`.
 
-        Returns tokens `[B, cells + 1, out_dim]` and keypoints `[B, keypoints, 2]` (x right, y down, -1..1).
+        Returns tokens `[B, T, out_dim]` and keypoints `[B, keypoints, 4]`: x right and y down, -1..1, the spread of
+        the heat map and its peak, which tell how far to trust them.
         """
         x = torch.cat([image, self.grid.expand(len(image), -1, -1, -1)], 1)
-        points = x
-        for index, (conv, norm, film) in enumerate(zip(self.stages, self.norms, self.films, strict=True)):
+        for conv, norm, film in zip(self.stages, self.norms, self.films, strict=True):
             scale, shift = film(text)[..., None, None].chunk(2, 1)
             x = F.silu(norm(conv(x)) * (1 + scale) + shift)
-            if index == self.config.keypoint_stage:
-                points = x = x + F.silu(self.refine(x))
-        cells = self.cell_token(x.flatten(2).transpose(1, 2))
-        where, peak = self._keypoints(points)
-        token = self.keypoint_token(torch.cat([where.flatten(1), peak], 1))
-        return torch.cat([cells, token[:, None]], 1), where
+        for refine in self.refine:
+            x = x + F.silu(refine(x))
+        points = self._keypoints(x)
+        token = self.keypoint_token(points.flatten(1))[:, None]
+        if self.cell_token is not None:
+            token = torch.cat([self.cell_token(x.flatten(2).transpose(1, 2)), token], 1)
+        return token, points
 
-    def _keypoints(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Expected x and y `[B, P, 2]` and the peak `[B, P]` of every heat map."""
+    def _keypoints(self, features: torch.Tensor) -> torch.Tensor:
+        """Expected x and y, spread and peak of every heat map, `[B, P, 4]`."""
         maps = self.heatmaps(features).flatten(2)
         weights = maps.softmax(-1)
         size = features.shape[-1]
         side = (torch.arange(size, device=features.device, dtype=features.dtype) + 0.5) * (2 / size) - 1
         y, x = torch.meshgrid(side, side, indexing="ij")
         grid = torch.stack([x.flatten(), y.flatten()], -1)
-        return weights @ grid, torch.tanh(maps.amax(-1) / 4)
+        where = weights @ grid
+        variance = (weights @ grid.square() - where.square()).sum(-1, keepdim=True)
+        spread = variance.clamp(min=1e-6).sqrt()
+        return torch.cat([where, spread, torch.tanh(maps.amax(-1, keepdim=True) / 4)], -1)
