@@ -1,12 +1,13 @@
 """A run is a folder: resolved configuration, metrics, states to resume from, the bundle."""
 
+import fcntl
 import json
 import math
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,6 +15,7 @@ from vla import options
 from vla.errors import SimrealError
 
 KEEP = 2  # states
+LOCK = "lock"
 
 
 class RunFolder:
@@ -33,16 +35,25 @@ class RunFolder:
                     f"{out} holds another run; it differs in {'; '.join(differing)}", code="OUTPUT_EXISTS",
                     remedy="Choose another out=, delete the folder, or give its options to go on with it.",
                 )  # fmt: skip
-        elif out.exists() and any(out.iterdir()):
+        elif out.exists() and any(p.name != LOCK for p in out.iterdir()):
             raise SimrealError(
                 f"{out} is not empty and holds no run", code="OUTPUT_EXISTS", remedy="Choose another out=."
             )
         self.config = record
         self._writer: SummaryWriter | None = None
+        self._lock: IO[str] | None = None
 
     def create(self) -> None:
-        """Make the folder and write the configuration."""
+        """Make the folder, write the configuration, and keep other processes out until this one ends."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.out / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SimrealError(
+                f"another process is at work in {self.out}", code="RUN_BUSY",
+                remedy="Wait for it or stop it; `vla train` on a free folder goes on where it stopped.",
+            ) from error  # fmt: skip
         write_json(self.out / "config.json", self.config)
 
     def latest(self) -> Path | None:
@@ -97,6 +108,8 @@ class RunFolder:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def commit() -> str:

@@ -95,11 +95,15 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: of B samples; actions: int64 `[B, C, D]` or None; privileged: float32 `[B, A]`, NaN where unknown."""
+    """inputs: of B samples; actions: int64 `[B, C, D]` or None; privileged: float32 `[B, A]`, NaN where unknown.
+
+    told: positions `[B, 9]` that the language model is told, NaN where it is to use its own; None for none.
+    """
 
     inputs: ModelInputs
     actions: torch.Tensor | None
     privileged: torch.Tensor
+    told: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -204,11 +208,7 @@ def _point(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, floa
 def _imitate(config: SftConfig) -> Loss:
     def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         assert batch.actions is not None
-        told = None
-        if config.teacher_forcing and torch.is_grad_enabled():
-            told = batch.privileged[:, :POSITIONS].clone()
-            told[torch.rand(len(told)) >= config.teacher_forcing] = torch.nan
-        logits, auxiliary = model(batch.inputs, told)
+        logits, auxiliary = model(batch.inputs, batch.told)
         total = smoothed_cross_entropy(logits, batch.actions, config.smoothing).mean()
         near = (logits.argmax(-1) - batch.actions).abs() <= 4
         metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
@@ -220,6 +220,14 @@ def _imitate(config: SftConfig) -> Loss:
         return total, metrics
 
     return loss
+
+
+def _prepare(batch: Batch, config: SftConfig, generator: torch.Generator) -> Batch:
+    """A batch to learn from: with noise, and true positions for a share of the samples."""
+    told = batch.privileged[:, :POSITIONS].clone()
+    told[torch.rand(len(told), generator=generator) >= config.teacher_forcing] = torch.nan
+    inputs = augment(batch.inputs, generator) if config.augment else batch.inputs
+    return Batch(inputs, batch.actions, batch.privileged, told)
 
 
 def learning_rate(config: SftConfig, step: int, steps: int) -> float:
@@ -260,11 +268,8 @@ class _Process:
             # A step's samples and noise come from its number, so a resumed run repeats an unbroken one.
             chosen = np.random.default_rng([config.seed, step, 5]).choice(samples.train, config.batch)
             batch = samples.select(chosen[self.rank * share : (self.rank + 1) * share])
-            if config.augment:
-                seed = int(np.random.default_rng([config.seed, step, self.rank, 6]).integers(2**62))
-                batch = Batch(
-                    augment(batch.inputs, torch.Generator().manual_seed(seed)), batch.actions, batch.privileged
-                )
+            seed = int(np.random.default_rng([config.seed, step, self.rank, 6]).integers(2**62))
+            batch = _prepare(batch, config, torch.Generator().manual_seed(seed))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps)
             value, _ = loss(parallel, batch)

@@ -178,10 +178,10 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert run.finish() == 2, run.text
     good = len(run.rows)
     assert f"vla: [NAN_LOSS] the loss is not finite in iteration {good}, epoch 0, minibatch 0" in run.text
-    assert "policy_loss nan" in run.text
+    assert "value_loss nan" in run.text
     saved = sorted((run.out / "states").glob("iteration_*"))
     assert saved[-1].name == f"iteration_{good - 1:06d}"
-    assert {"learner.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
+    assert {"learner.safetensors", "critic.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
 
 
 def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
@@ -251,6 +251,8 @@ def test_states_of_a_run_folder(tmp_path: Path, checkpoint: Path) -> None:
     folder = RunFolder(tmp_path / "run", tiny(tmp_path / "run", checkpoint))
     folder.create()
     assert folder.latest() is None
+    with pytest.raises(SimrealError, match="another process is at work"):
+        RunFolder(tmp_path / "run", tiny(tmp_path / "run", checkpoint)).create()
     for iteration in range(4):
         folder.log(iteration, {"loss": float(iteration)})
         folder.commit_state(folder.begin_state(), iteration, {"iteration": iteration})

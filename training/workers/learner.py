@@ -161,7 +161,8 @@ class Learner:
         if not critic_only or self.critic is None:
             self._improve(flat, rows, iteration, generator, critic_only, totals)
         if self.seeing:
-            self._see(flat, rows, seed, 1.0 if iteration < config.warmup_iterations else factor, totals)
+            steady = 1.0 if iteration < config.warmup_iterations else factor
+            self._see(flat, rows, seed, steady, totals, iteration)
         metrics = dict.fromkeys(STATISTICS, 0.0) | {k: float(np.mean(v)) for k, v in totals.items()}
         metrics.update(
             explained_variance=explained, learning_rate=config.learning_rate * factor * (not critic_only),
@@ -278,6 +279,7 @@ class Learner:
         seed: int,
         factor: float,
         totals: dict[str, list[float]],
+        iteration: int,
     ) -> None:
         """The auxiliary phase: steps on remembered frames that train the perception alone."""
         assert self.seeing_optimizer is not None
@@ -286,7 +288,7 @@ class Learner:
         generator = torch.Generator().manual_seed(seed + 1 + self.rank)
         for group in self.seeing_optimizer.param_groups:
             group["lr"] = self.config.perception_learning_rate * factor
-        for _ in range(self.config.perception_steps):
+        for step in range(self.config.perception_steps):
             batch = self.memory.sample(self.config.perception_batch // self.world, generator)
             inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
             seen = augmentation.augment(ModelInputs(*inputs), generator)
@@ -294,8 +296,11 @@ class Learner:
             numbers = {"privileged_loss": loss.detach()}
             self.seeing_optimizer.zero_grad(set_to_none=False)
             loss.backward()
-            self._average(self.seeing, numbers)
-            totals.setdefault("privileged_loss", []).append(float(numbers["privileged_loss"]))
+            norm = self._average(self.seeing, numbers)
+            shown = float(numbers["privileged_loss"])
+            if not np.isfinite(shown) or not np.isfinite(norm):
+                raise LossError(iteration, 0, step, {"privileged_loss": shown, "grad_norm": norm})
+            totals.setdefault("privileged_loss", []).append(shown)
             self.seeing_optimizer.step()
 
     @staticmethod
