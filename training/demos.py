@@ -5,12 +5,11 @@ episode succeeded. In some the arm is pushed, or the first grasp goes beside the
 back. What is recorded is undisturbed: a chunk into which a push falls is left out, because nobody could foresee it.
 """
 
-import json
 import multiprocessing as mp
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import Tabletop, TabletopConfig
+from training.run import check_options, write_json
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.tasks.expert import Expert
@@ -205,16 +205,8 @@ def demos(config: DemosConfig) -> None:
     """Make the missing shards."""
     console = Console()
     config.out.mkdir(parents=True, exist_ok=True)
-    record = json.loads(json.dumps(asdict(config), default=str))
-    for key in ("workers", "episodes", "scenes", "out"):  # more of the same may be added
-        record.pop(key)
-    info = config.out / "demos.json"
-    if info.exists() and json.loads(info.read_text()) != record:
-        raise SimrealError(
-            f"{config.out} holds demonstrations made with other options: {info.read_text()}", code="OUTPUT_EXISTS",
-            remedy="Choose another out=, or delete the folder.",
-        )  # fmt: skip
-    info.write_text(json.dumps(record, indent=1))
+    file = config.out / "demos.json"
+    write_json(file, check_options(file, config, ("workers", "episodes", "scenes", "out")))  # more may be added
     for stale in config.out.glob("*.tmp"):
         stale.unlink()
     count = -(-config.episodes // SHARD)

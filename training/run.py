@@ -26,20 +26,11 @@ class RunFolder:
 
     def __init__(self, out: Path, config: Any, ignore: tuple[str, ...] = ()):
         self.out = out
-        record = {k: v for k, v in options.write(config).items() if k not in ignore}
-        file = out / "config.json"
-        if file.exists():
-            differing = _differences(json.loads(file.read_text()), record)
-            if differing:
-                raise SimrealError(
-                    f"{out} holds another run; it differs in {'; '.join(differing)}", code="OUTPUT_EXISTS",
-                    remedy="Choose another out=, delete the folder, or give its options to go on with it.",
-                )  # fmt: skip
-        elif out.exists() and any(p.name != LOCK for p in out.iterdir()):
+        self.config = check_options(out / "config.json", config, ignore)
+        if not (out / "config.json").exists() and out.exists() and any(p.name != LOCK for p in out.iterdir()):
             raise SimrealError(
                 f"{out} is not empty and holds no run", code="OUTPUT_EXISTS", remedy="Choose another out=."
             )
-        self.config = record
         self._writer: SummaryWriter | None = None
         self._lock: IO[str] | None = None
 
@@ -110,6 +101,19 @@ class RunFolder:
             self._writer.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def check_options(file: Path, config: Any, ignore: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a run but those in `ignore`; refuses a folder whose `file` records other ones."""
+    record = {k: v for k, v in options.write(config).items() if k not in ignore}
+    if file.exists():
+        differing = _differences(json.loads(file.read_text()), record)
+        if differing:
+            raise SimrealError(
+                f"{file.parent} holds another run; it differs in {'; '.join(differing)}", code="OUTPUT_EXISTS",
+                remedy="Choose another out=, delete the folder, or give its options to go on with it.",
+            )  # fmt: skip
+    return record
 
 
 def commit() -> str:

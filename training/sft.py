@@ -28,7 +28,7 @@ from training import demos, state
 from training.algorithms.ppo import privileged_loss
 from training.augmentation import augment
 from training.envs.tabletop import Tabletop
-from training.run import commit
+from training.run import check_options, commit, write_json
 from vla import checkpoint
 from vla.cli import Command
 from vla.codec import Codec
@@ -349,21 +349,13 @@ def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
 def sft(config: SftConfig) -> None:
     """Train both stages; a finished run is left as it is."""
     console = Console()
+    record = check_options(config.out / "sft.json", config, ("out", "processes", "save_every_s"))
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
     demos.check(config.demos)
     config.out.mkdir(parents=True, exist_ok=True)
-    record = json.loads(json.dumps(asdict(config), default=str))
-    for key in ("out", "processes", "save_every_s"):
-        record.pop(key)
-    info = config.out / "sft.json"
-    if info.exists() and json.loads(info.read_text()) != record:
-        raise SimrealError(
-            f"{config.out} holds another run: {info.read_text()}", code="OUTPUT_EXISTS",
-            remedy="Choose another out=, or delete the folder.",
-        )  # fmt: skip
-    info.write_text(json.dumps(record))
+    write_json(config.out / "sft.json", record)
     world = config.processes or os.cpu_count() or 1
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

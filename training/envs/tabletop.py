@@ -210,12 +210,9 @@ class _Slot:
         model, data = self.model, self.data
         error = np.zeros(6)
         error[:3] = self.command_position - data.site_xpos[self._tool]
-        current = data.site_xmat[self._tool].reshape(3, 3)
-        wanted = self.command_rotation
-        error[3:] = 0.5 * (
-            np.cross(current[:, 0], wanted[:, 0]) + np.cross(current[:, 1], wanted[:, 1])
-            + np.cross(current[:, 2], wanted[:, 2])
-        )  # fmt: skip
+        # Half the sum of the cross products of current and wanted axes (Luh et al. 1980), read off one product.
+        turn = self.command_rotation @ data.site_xmat[self._tool].reshape(3, 3).T
+        error[3:] = 0.5 * (turn[2, 1] - turn[1, 2]), 0.5 * (turn[0, 2] - turn[2, 0]), 0.5 * (turn[1, 0] - turn[0, 1])
         jacobian = np.zeros((6, model.nv))
         mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._tool)
         j = jacobian[:, :7]
