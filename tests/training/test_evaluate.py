@@ -82,7 +82,7 @@ def env(tabletop: Listening) -> Listening:
 @pytest.mark.parametrize("variant", ["in_distribution", "object_moved"])
 def test_the_expert_succeeds_in_every_episode(env: Listening, variant: str) -> None:
     seeds = [90_005, 90_001, 90_003, 90_002, 90_004]
-    results = play(ExpertPolicy(env), env, variant, seeds, film=seeds[1:2])  # type: ignore[arg-type]
+    results = play(ExpertPolicy(env), env, variant, seeds, film=seeds[1:2])
     assert [r.seed for r in results] == seeds and all(r.success for r in results)
     assert sorted(r.seed for r in env.played) == sorted(seeds)
     assert {r.variant for r in env.played} == {variant}
@@ -96,7 +96,7 @@ def test_the_expert_succeeds_in_every_episode(env: Listening, variant: str) -> N
 @pytest.mark.parametrize("length", [5, 8])
 def test_doing_nothing_fails_and_takes_all_steps(env: Listening, length: int) -> None:
     policy = IdlePolicy(length)
-    results = play(policy, env, "in_distribution", [1, 2, 3, 4], film=[2])  # type: ignore[arg-type]
+    results = play(policy, env, "in_distribution", [1, 2, 3, 4], film=[2])
     assert [(r.seed, r.success, r.steps) for r in results] == [(s, False, MAX_STEPS) for s in (1, 2, 3, 4)]
     assert len(policy.seen) == 4 * MAX_STEPS // length, "an episode that is over is not asked again"
     frames = results[1].frames
@@ -105,8 +105,8 @@ def test_doing_nothing_fails_and_takes_all_steps(env: Listening, length: int) ->
 
 def test_the_blind_control_sees_black(env: Listening) -> None:
     policy = IdlePolicy(40)
-    play(policy, env, "in_distribution", [1], blind=True)  # type: ignore[arg-type]
-    play(policy, env, "in_distribution", [1])  # type: ignore[arg-type]
+    play(policy, env, "in_distribution", [1], blind=True)
+    play(policy, env, "in_distribution", [1])
     blind, sighted = policy.seen[0], policy.seen[2]
     assert not any(image.any() for image in blind.images.values())
     assert all(image.any() for image in sighted.images.values())

@@ -9,7 +9,7 @@ from training.algorithms.gae import advantages, normalize
 T, F = True, False
 
 
-def run(rewards, values, executed, terminated, valid, gamma, lam):  # type: ignore[no-untyped-def]
+def run(rewards, values, executed, terminated, valid, gamma, lam):
     return advantages(
         torch.tensor(rewards),
         torch.tensor(values),
@@ -87,7 +87,7 @@ def test_an_action_that_was_not_executed_gives_no_reward_to_its_chunk() -> None:
     assert advantage.item() == 1.0 - 2.0
 
 
-def reference(rewards, values, executed, terminated, valid, gamma, lam):  # type: ignore[no-untyped-def]
+def reference(rewards, values, executed, terminated, valid, gamma, lam):
     """The definition: sum over k of (gamma lam)^k delta_k, along the list of steps of every episode."""
     steps, slots, _ = rewards.shape
     width = values.shape[-1]

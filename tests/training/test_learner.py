@@ -40,7 +40,7 @@ def build(tmp_path: Path) -> Iterator[Callable[[PPOConfig], Learner]]:
         ArrayStatistics.from_bounds([-1.0] * 3, [1.0] * 3),
     )
     model = {**MODEL, "chunk": 2, "values": 1, "auxiliary": 2, "pointing": 2}
-    model["vision"] = {**MODEL["vision"], "cells": False}  # type: ignore[dict-item]
+    model["vision"] = {**MODEL["vision"], "cells": False}
     words = train_tokenizer(["go"], 512, 8)
     Policy.untrained(model, point_contract(), statistics, words, seed=1).save(tmp_path / "checkpoint")
     block = RolloutBlock(SHAPE, f"simreal_learner_{tmp_path.name}_{time.time_ns()}", create=True)

@@ -136,8 +136,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("policy")
     policy = untrained(folder / "random")
-    nn.init.zeros_(policy.model.action_head.weight)  # type: ignore[union-attr, arg-type]
-    for parameter in policy.model.value_head.parameters():  # type: ignore[union-attr]
+    nn.init.zeros_(policy.model.action_head.weight)
+    for parameter in policy.model.value_head.parameters():
         nn.init.zeros_(parameter)
     policy.save(folder / "checkpoint")
     return folder / "checkpoint"

@@ -150,7 +150,7 @@ def test_explained_variance() -> None:
 
 
 def test_schedules() -> None:
-    constant, linear, cosine = (replace(CONFIG, schedule=s) for s in ("constant", "linear", "cosine"))  # type: ignore[arg-type]
+    constant, linear, cosine = (replace(CONFIG, schedule=s) for s in ("constant", "linear", "cosine"))
     at = [0, 25, 50, 75, 100]
     assert [ppo.learning_rate_factor(constant, i, 100) for i in at] == [1.0] * 5
     assert [ppo.learning_rate_factor(linear, i, 100) for i in at] == pytest.approx([1, 0.775, 0.55, 0.325, 0.1])

@@ -58,7 +58,7 @@ class Run:
     @property
     def workers(self) -> dict[str, int]:
         """Process ids by name."""
-        return json.loads((self.out / "processes.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((self.out / "processes.json").read_text())
 
     def wait_for(self, what: Callable[[], Any], seconds: float = START_S) -> None:
         end = time.monotonic() + seconds

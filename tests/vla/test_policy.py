@@ -242,11 +242,11 @@ def test_perception_is_the_auxiliary_output_and_depends_on_its_own_parameters(
 ) -> None:
     model = policy.model
     inputs = [torch.as_tensor(x) for x in vars(policy.codec.encode(observations)).values()]
-    located = model.perceive(*inputs)  # type: ignore[operator]
+    located = model.perceive(*inputs)
     torch.testing.assert_close(located, model(*inputs).auxiliary)
     located.square().sum().backward()
     touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    seeing = {n for n, p in model.named_parameters() if any(p is q for q in model.seeing())}  # type: ignore[operator]
+    seeing = {n for n, p in model.named_parameters() if any(p is q for q in model.seeing())}
     assert touched == seeing | {"language_model.embed_tokens.weight"}
 
 
