@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing as mp
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -23,7 +22,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from training.algorithms.ppo import PPOConfig
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import TIMESTEP, Tabletop
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
-from training.run import commit
+from training.run import commit, machine
 from training.sft import SftConfig
 from vla import configuration
 from vla.policy import Policy
@@ -228,20 +226,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "min": min(values),
         "max": max(values),
         "values": list(values),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_1_min": os.getloadavg()[0],
-        "rendering": os.environ.get("MUJOCO_GL", ""),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("mujoco", "torch", "ray")},
     }
 
 

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
-from training.run import write_json
+from training.run import machine, write_json
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import VARIANTS
@@ -32,7 +32,8 @@ figure video{width:192px}small{color:#666}"""
 class ReportConfig:
     """Options of `vla report`.
 
-    run: folder of a quickstart or a full recipe, with sft.json, rl.json and rl/metrics.jsonl.
+    run: folder of a quickstart, or of a recipe run by hand: the imitation's and PPO's evaluation as sft.json and
+        rl.json, PPO's run as rl.
     """
 
     run: Path = Path("runs/quickstart")
@@ -41,22 +42,29 @@ class ReportConfig:
 def report(config: ReportConfig) -> None:
     """Write report.html and report.json into the run's folder."""
     run = config.run
-    files = {name: run / f"{name}.json" for name in ("sft", "rl", "usage")}
-    missing = [str(f) for f in files.values() if not f.exists()]
+    files = {name: run / f"{name}.json" for name in ("sft", "rl")}
+    bundle = run / "rl" / "checkpoint" / "provenance.json"
+    missing = [str(f) for f in (*files.values(), bundle) if not f.exists()]
     if missing:
         raise SimrealError(
             f"nothing to report: {', '.join(missing)} missing", code="RUN_MISSING",
             remedy=f"Run `vla quickstart out={run}` first; it goes on where it stopped.",
         )  # fmt: skip
     scores = {name: json.loads(files[name].read_text()) for name in ("sft", "rl")}
-    usage = json.loads(files["usage"].read_text())
     rows = [json.loads(line) for line in (run / "rl" / "metrics.jsonl").read_text().splitlines()]
+    provenance = json.loads(bundle.read_text())
+    usage = run / "usage.json"  # of the quickstart
+    learning = {"wall_s": rows[-1]["time/elapsed_s"], "env_steps": rows[-1]["time/total_env_steps"]}
     summary = {
+        "commit": provenance["commit"],
+        "seed": provenance["seed"],
+        "machine": machine(),
         "sft": scores["sft"]["axes"],
         "rl": scores["rl"]["axes"],
+        "variants": {name: scores[name]["variants"] for name in scores},
         "controls": {name: scores[name]["controls"] for name in scores},
         "generalization_mean": {name: scores[name]["generalization_mean"] for name in scores},
-        **usage,
+        **(json.loads(usage.read_text()) if usage.exists() else learning),
     }
     write_json(run / "report.json", summary)
     page = render(scores, rows, summary, run / "videos")
@@ -71,12 +79,15 @@ def render(
     """The page as a string."""
     gain = {a: summary["rl"][a]["rate"] - summary["sft"][a]["rate"] for a in AXES}
     out_of = float(np.mean([gain[a] for a in OUT_OF_DISTRIBUTION]))
+    memory = f" and at most {summary['peak_rss_mib'] / 1024:.1f} GiB of memory" if "peak_rss_mib" in summary else ""
+    where = summary["machine"]
     parts = [
         "<h1>Imitation and reinforcement learning on put-on-plate</h1>",
         f"<p>PPO moved success in distribution from {summary['sft']['in_distribution']['rate']:.0%} to "
         f"{summary['rl']['in_distribution']['rate']:.0%}, and the mean of the generalisation axes by "
-        f"{100 * out_of:+.0f} points. It used {int(summary['env_steps']):,} environment steps; the whole run took "
-        f"{summary['wall_s'] / 60:.0f} minutes and at most {summary['peak_rss_mib'] / 1024:.1f} GiB of memory.</p>",
+        f"{100 * out_of:+.0f} points. It used {int(summary['env_steps']):,} environment steps. The run took "
+        f"{summary['wall_s'] / 60:.0f} minutes{memory} on {where['cores']} cores ({html.escape(where['processor'])}). "
+        f"Seed {summary['seed']}, commit {html.escape(summary['commit'][:12] or 'unknown')}.</p>",
         f'<img src="{_png(curve_figure(rows, scores))}" alt="learning curve">',
         _table(scores),
         "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. An axis "

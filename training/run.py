@@ -4,8 +4,10 @@ import fcntl
 import json
 import math
 import os
+import platform
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,6 +126,20 @@ def commit() -> str:
     except OSError:  # no git
         return ""
     return found.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_1_min": os.getloadavg()[0],
+        "rendering": os.environ.get("MUJOCO_GL", ""),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("mujoco", "torch", "ray")},
+    }
 
 
 def write_json(file: Path, data: Any) -> None:

@@ -306,6 +306,7 @@ class _Process:
 
 def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
     torch.manual_seed(config.seed)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)

@@ -140,25 +140,38 @@ class Policy:
         log_probs = action_tokens.log_prob(output.logits, tokens, temperature or 1.0)
         return Decision(tokens, log_probs, output.values.float())
 
-    def evaluate_actions(self, inputs: ModelInputs, tokens: torch.Tensor, temperature: float) -> Evaluation:
-        """Log-probability and entropy of `tokens` `[B, C, D]` at the temperature of the rollout."""
-        output = self._forward(inputs)
+    def evaluate_actions(
+        self,
+        inputs: ModelInputs,
+        tokens: torch.Tensor,
+        temperature: float,
+        seen: Any = None,
+        entropy_gradient: bool = True,
+    ) -> Evaluation:
+        """Log-probability and entropy of `tokens` `[B, C, D]` at the temperature of the rollout.
+
+        seen: what the model's `see` returned for these inputs, if it need not look again.
+        entropy_gradient: False computes the entropy without gradients, which saves time where it is only watched.
+        """
+        output = self._forward(inputs, seen)
         tokens = torch.as_tensor(tokens, device=output.logits.device).long()
         auxiliary = None if output.auxiliary is None else output.auxiliary.float()
+        watched = output.logits if entropy_gradient else output.logits.detach()
         return Evaluation(
             action_tokens.log_prob(output.logits, tokens, temperature),
-            action_tokens.entropy(output.logits, temperature),
+            action_tokens.entropy(watched, temperature),
             output.values.float(),
             auxiliary,
         )
 
-    def _forward(self, inputs: ModelInputs) -> Any:
+    def _forward(self, inputs: ModelInputs, seen: Any = None) -> Any:
         """The model's output; numpy inputs become tensors on the model's device."""
         device = self.device
         output = self.model(
             torch.as_tensor(inputs.images, device=device),
             torch.as_tensor(inputs.state, device=device),
             torch.as_tensor(inputs.tokens, device=device),
+            **({} if seen is None else {"seen": seen}),
         )
         expected = (len(inputs.tokens), *self.codec.action_shape, self.codec.n_bins)
         if tuple(output.logits.shape) != expected:

@@ -31,6 +31,7 @@ class PPOConfig:
     target_kl: stop the passes when the KL divergence of a chunk exceeds it, null for never.
     learning_rate: AdamW.
     value_learning_rate: of the critic.
+    train_vision: whether the passes reach what sees the images; if not, each frame of a rollout is looked at once.
     perception_steps: steps an iteration on the auxiliary loss alone, after the passes (Cobbe et al. 2021): keypoints
         and positions against the simulator's state, on frames of all rollouts so far; 0 for none.
     perception_batch: frames of such a step.
@@ -63,6 +64,7 @@ class PPOConfig:
     target_kl: float | None = None
     learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
+    train_vision: bool = True
     perception_steps: int = 24
     perception_batch: int = 64
     perception_memory: int = 24_000

@@ -11,6 +11,7 @@ from multiprocessing import resource_tracker, shared_memory
 import numpy as np
 
 ALIGNMENT = 64  # bytes
+_MADE_HERE: set[str] = set()  # blocks that this process made and has to remove
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class RolloutBlock:
         if create:
             unlink(name)
         self._memory = shared_memory.SharedMemory(name, create=create, size=shape.nbytes if create else 0)
-        if not create:  # whoever made the block removes it; the tracker of a reader would remove it too early
+        if create:
+            _MADE_HERE.add(name)
+        elif name not in _MADE_HERE:  # the tracker of a process that only reads would remove the block too early
             resource_tracker.unregister(self._memory._name, "shared_memory")  # type: ignore[attr-defined]
         self.arrays: dict[str, np.ndarray] = {}
         offset = 0

@@ -100,6 +100,11 @@ def plan(
             f"environment {environment} has no state for a privileged critic", code="CRITIC",
             remedy="Choose algorithm=ppo, whose critic is the model's value head.",
         )  # fmt: skip
+    if not algorithm.train_vision and not hasattr(policy.model, "see"):
+        raise EngineError(
+            f"{type(policy.model).__name__} has no `see` of its own, which algorithm.train_vision=false needs",
+            code="VISION", remedy="Set algorithm.train_vision=true.",
+        )  # fmt: skip
     tells = getattr(policy.model, "auxiliary_size", 0)
     if algorithm.perception_steps and tells and privileged and tells != privileged:
         raise EngineError(

@@ -32,6 +32,7 @@ STATISTICS = (
     "clip_fraction",
     "grad_norm",
 )
+LOOK = 256  # frames at a time, where no gradients are wanted
 FRAME = ("images", "state", "tokens", "privileged")  # what the memory keeps of a row
 
 
@@ -89,13 +90,15 @@ class Learner:
         seed: int, iterations: int, threads: int, rendezvous: str,
     ):  # fmt: skip
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
         self.rank, self.world, self.config, self.seed, self.iterations = rank, world, config, seed, iterations
         self.policy = Policy.load(checkpoint, None, "learner")
         self.block = RolloutBlock(shape, block)
         model: Any = self.policy.model
         head = list(model.value_head.parameters())
         owned = {id(p) for p in head}
-        trunk = [p for p in model.parameters() if id(p) not in owned]
+        reached = model.parameters() if config.train_vision else model.behind_seen()
+        trunk = [p for p in reached if id(p) not in owned]
         groups = [{"params": trunk, "lr": config.learning_rate}]
         if config.critic == "head":
             groups.append({"params": head, "lr": config.value_learning_rate})
@@ -218,30 +221,50 @@ class Learner:
         totals: dict[str, list[float]],
     ) -> None:
         """PPO's passes; their statistics are added to `totals`."""
+        shares = [rows[rank :: self.world] for rank in range(self.world)]
+        seen = None if self.config.train_vision else self._look(flat, shares[self.rank])
         for epoch in range(self.config.epochs):
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            for minibatch, chosen in enumerate(order.tensor_split(self.config.minibatches)):
-                statistics = self._step(flat, chosen, iteration, epoch, minibatch, critic_only)
+            orders = [share[torch.randperm(len(share), generator=generator)] for share in shares]
+            parts = [order.tensor_split(self.config.minibatches) for order in orders]
+            for minibatch, chosen in enumerate(zip(*parts, strict=True)):  # rows of every rank
+                statistics = self._step(flat, seen, chosen, iteration, epoch, minibatch, critic_only)
                 for key, value in statistics.items():
                     totals.setdefault(key, []).append(value)
                 if self.config.target_kl is not None and statistics["approx_kl"] > self.config.target_kl:
                     return
 
+    def _look(self, flat: dict[str, torch.Tensor], rows: torch.Tensor) -> Any:
+        """What the model's `see` returns for these rows, in arrays of all rows; the others are 0."""
+        model: Any = self.policy.model
+        whole: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for part in rows.split(LOOK):
+                seen = model.see(*(flat[k][part] for k in ("images", "state", "tokens")))
+                for key, value in seen._asdict().items():
+                    if value is not None:
+                        whole.setdefault(key, value.new_zeros((len(flat["state"]), *value.shape[1:])))[part] = value
+        return seen._replace(**whole)
+
     def _step(
         self,
         flat: dict[str, torch.Tensor],
-        chosen: torch.Tensor,
+        seen: Any,
+        chosen: tuple[torch.Tensor, ...],
         iteration: int,
         epoch: int,
         minibatch: int,
         critic_only: bool,
     ) -> dict[str, float]:
         config = self.config
-        mine = chosen.tensor_split(self.world)[self.rank]
+        mine = chosen[self.rank]
         batch = {k: v[mine] for k, v in flat.items()}
         inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
         tokens = batch["action_tokens"].to(torch.int64)
-        found = self.policy.evaluate_actions(ModelInputs(*inputs), tokens, config.temperature)
+        if seen is not None:
+            seen = type(seen)(*(None if value is None else value[mine] for value in seen))
+        found = self.policy.evaluate_actions(
+            ModelInputs(*inputs), tokens, config.temperature, seen, entropy_gradient=config.entropy_coef != 0
+        )
         executed, weight = batch["executed"], batch["weight"]
         new = ppo.group(found.log_probs, executed, config.ratio)
         old = ppo.group(batch["log_probs"], executed, config.ratio)
@@ -255,7 +278,7 @@ class Learner:
             terms["value_loss"] = ppo.value_loss(found.values, batch["values"], batch["returns"], value_weight, config)
             loss = loss + config.value_coef * terms["value_loss"]
         # Means over this rank's samples become its share of the mean over all.
-        share = self.world * weight.sum() / flat["weight"][chosen].sum()
+        share = self.world * weight.sum() / sum(flat["weight"][rows].sum() for rows in chosen)
         loss = loss * share
         terms["loss"] = loss / share
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)

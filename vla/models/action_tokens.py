@@ -41,4 +41,4 @@ def log_prob(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> 
 def entropy(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Entropy float32 `[...]` in nats of logits `[..., n_bins]`; a logit of minus infinity counts as 0."""
     log_probs = _log_softmax(logits, temperature)
-    return -torch.where(log_probs.isneginf(), 0.0, log_probs.exp() * log_probs).sum(dim=-1)
+    return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=-1)

@@ -25,6 +25,13 @@ class VLAOutput(NamedTuple):
     auxiliary: torch.Tensor | None
 
 
+class Seen(NamedTuple):
+    """What the language model gets of the images. tokens: `[B, N, h]`; auxiliary: `[B, A]` or None."""
+
+    tokens: torch.Tensor
+    auxiliary: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class OFTConfig:
     """Sizes of the model: `chunk * action_dim` tokens of `n_bins` come out.
@@ -127,16 +134,14 @@ class OpenVLAOFT(nn.Module):
         c = self.settings
         return c.auxiliary and c.auxiliary + 2 * c.cameras * c.pointing
 
-    def see(
-        self, images: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Image tokens `[B, N, h]`, keypoints `[B, K, P, 4]`, word embeddings `[B, L, h]`."""
-        pixels = images.permute(1, 0, 4, 2, 3).to(dtype) / 127.5 - 1.0
-        embedded = self.language_model.embed_tokens(tokens)
+    def see(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> Seen:
+        """Everything that depends on the images but the language model; arguments as in `forward`."""
+        pixels = images.permute(1, 0, 4, 2, 3).to(state.dtype) / 127.5 - 1.0
         valid = tokens != 0
+        embedded = self.language_model.embed_tokens(tokens)
         text = (embedded * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
         seen = [tower(p, text) for tower, p in zip(self.vision_backbone, pixels, strict=True)]
-        return torch.cat([s[0] for s in seen], 1), torch.stack([s[1] for s in seen], 1), embedded
+        return Seen(torch.cat([s[0] for s in seen], 1), self.locate(torch.stack([s[1] for s in seen], 1), state))
 
     def locate(self, points: torch.Tensor, state: torch.Tensor) -> torch.Tensor | None:
         """Positions and named keypoints `[B, auxiliary + cameras * pointing * 2]` from keypoints and state."""
@@ -148,8 +153,7 @@ class OpenVLAOFT(nn.Module):
 
     def perceive(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The auxiliary output `[B, A]` alone, without the language model; arguments as in `forward`."""
-        _, points, _ = self.see(images, tokens, state.dtype)
-        located = self.locate(points, state)
+        located = self.see(images, state, tokens).auxiliary
         if located is None:
             raise ValueError("this model has no auxiliary output: auxiliary is 0")
         return located
@@ -161,21 +165,32 @@ class OpenVLAOFT(nn.Module):
         towers = [p for n, p in self.vision_backbone.named_parameters() if "_token." not in n]
         return [*towers, *self.locator.parameters()]
 
+    def behind_seen(self) -> list[nn.Parameter]:
+        """What `forward` uses when it is given `seen`."""
+        unused = {id(p) for part in (self.vision_backbone, self.locator) if part for p in part.parameters()}
+        return [p for p in self.parameters() if id(p) not in unused]
+
     def forward(
-        self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        state: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        seen: Seen | None = None,
     ) -> VLAOutput:
         """images: uint8 `[B, K, H, W, 3]`; state: float `[B, S]`; tokens: int64 `[B, L]`, left padded with 0.
 
         positions: `[B, auxiliary]`, what the trunk is told in place of the positions found in the images (teacher
         forcing); those that are NaN are still the found ones.
+        seen: what `see` returned for these inputs, to spare looking again.
         """
         c = self.settings
         # The batch's longest prompt sets the length: padding is on the left, so cutting it changes nothing else.
         tokens = tokens[:, -max(1, int((tokens != 0).sum(1).max())) :]
-        vision, points, embedded = self.see(images, tokens, state.dtype)
+        vision, auxiliary = seen or self.see(images, state, tokens)
         valid = tokens != 0
+        embedded = self.language_model.embed_tokens(tokens)
         bos = self.language_model.embed_tokens(tokens.new_full((len(tokens), 1), BOS))
-        auxiliary = self.locate(points, state)
         if auxiliary is not None:
             found = auxiliary[:, : c.auxiliary]
             told = found if positions is None else torch.where(positions.isnan(), found, positions)
@@ -210,11 +225,13 @@ def waves(x: torch.Tensor, frequencies: int) -> torch.Tensor:
 
 
 def _bumps(count: int, n_bins: int) -> torch.Tensor:
-    """Gaussian bumps `[count, n_bins]` along the bins, as wide as they are apart."""
+    """Gaussian bumps `[count, n_bins]` along the bins, as wide as they are apart, cut off at 6 standard deviations."""
     if not count:
         return torch.zeros(0, n_bins)
     centers = torch.linspace(0, n_bins - 1, count)[:, None]
-    return torch.exp(-0.5 * ((torch.arange(n_bins)[None] - centers) / (n_bins / count)) ** 2)
+    distance = (torch.arange(n_bins)[None] - centers) / (n_bins / count)
+    # The tails would be denormal numbers, which a processor multiplies ten times more slowly.
+    return torch.exp(-0.5 * distance**2) * (distance.abs() < 6)
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, tokens: torch.Tensor, sigma: float) -> torch.Tensor:
