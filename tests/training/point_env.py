@@ -24,6 +24,7 @@ STEP = 0.2  # m, longest movement of a control step along each axis
 REACHED = 0.15  # m
 MAX_STEPS = 12
 CRITIC = 2  # numbers that a critic is told
+PRIVILEGED = 0  # numbers that an auxiliary output is taught
 DIMENSIONS = 4  # x, y, z, gripper
 SENTENCE = "go to the middle"
 MODEL = {
@@ -56,17 +57,17 @@ def point_contract(image_size: int = 16, chunk: int = 2) -> PolicyContract:
     )
 
 
-def untrained(folder: Path, chunk: int = 2, values: int = 1) -> "Policy":
-    """Save a policy with random weights for this environment; returns it."""
+def untrained(folder: Path, **model: int) -> "Policy":
+    """Save a policy with random weights for this environment, with sizes other than MODEL's; returns it."""
     from vla.policy import Policy  # torch; an environment worker does without
 
     statistics = Statistics(
         ArrayStatistics.from_bounds([-STEP] * 3 + [0.0], [STEP] * 3 + [1.0]),
         ArrayStatistics.from_bounds([-1.0] * 3, [1.0] * 3),
     )
-    model = {**MODEL, "chunk": chunk, "values": values}
+    sizes = {**MODEL, "chunk": 2, "values": 1, **model}
     words = train_tokenizer([SENTENCE], 512, 8)
-    policy = Policy.untrained(model, point_contract(chunk=chunk), statistics, words, seed=1)
+    policy = Policy.untrained(sizes, point_contract(chunk=sizes["chunk"]), statistics, words, seed=1)
     policy.save(folder)
     return policy
 
@@ -83,7 +84,7 @@ class PointEnv:
     def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
         self.num_envs = num_envs
         self.contract = point_contract(image_size, chunk)
-        self.privileged_size, self.critic_size = 0, CRITIC
+        self.privileged_size, self.critic_size = PRIVILEGED, CRITIC
         self.image_size = image_size
         self.pause_s = pause_s
         self.trouble = trouble
@@ -134,7 +135,7 @@ class PointEnv:
         ]
 
     def privileged(self, indices: Sequence[int]) -> np.ndarray:
-        return np.zeros((len(indices), 0), np.float32)
+        return np.zeros((len(indices), PRIVILEGED), np.float32)
 
     def critic_state(self, indices: Sequence[int]) -> np.ndarray:
         return np.stack([self.position[indices, 0], self.steps[indices] / MAX_STEPS], 1).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_parts_of_an_update_change_what_they_train(build: Callable[[PPOConfig], 
     frozen.update(0)
     moved = {k for k, v in frozen.policy.model.named_parameters() if not torch.equal(v, before[k])}
     assert moved and all(name.startswith("value_head") for name in moved)
+
+
+def test_without_train_vision_the_passes_leave_the_eyes_alone(build: Callable[[PPOConfig], Learner]) -> None:
+    learner = build(replace(CONFIG, train_vision=False, perception_steps=0, weight_decay=0.5))
+    before = {k: v.clone() for k, v in learner.policy.model.named_parameters()}
+    learner.update(1)
+    moved = {k for k, v in learner.policy.model.named_parameters() if not torch.equal(v, before[k])}
+    assert {"action_head.weight", "projector.0.weight", "proprio_projector.0.weight"} <= moved
+    assert not any(name.startswith(("vision_backbone", "locator", "value_head")) for name in moved)
 
 
 def test_critic_and_eyes_learn(build: Callable[[PPOConfig], Learner]) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,27 @@ def test_a_privileged_critic_needs_an_environment_that_tells_its_state(
     with pytest.raises(EngineError, match="no state for a privileged critic") as caught:
         plan(checkpoint, "point_env:make", SETTINGS, SLOTS, DECISIONS, algorithm, PlacementConfig(learners=1))
     assert "algorithm=ppo" in caught.value.remedy
+
+
+def test_a_model_has_to_fit_the_way_its_vision_is_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained(tmp_path / "checkpoint", auxiliary=3)
+
+    def planned(**algorithm: Any) -> None:
+        config = PPOConfig(minibatches=2, **algorithm)
+        plan(tmp_path / "checkpoint", "point_env:make", SETTINGS, SLOTS, DECISIONS, config, PlacementConfig(learners=1))
+
+    planned(train_vision=False)  # this environment tells no positions at all: there is no auxiliary phase
+    monkeypatch.setattr("point_env.PRIVILEGED", 5)
+    with pytest.raises(
+        EngineError, match="auxiliary output has 3 numbers, environment point_env:make tells 5"
+    ) as caught:
+        planned()
+    assert "perception_steps=0" in caught.value.remedy
+    planned(perception_steps=0)
+    monkeypatch.delattr("vla.models.openvla_oft.OpenVLAOFT.see")
+    with pytest.raises(EngineError, match="OpenVLAOFT has no `see`") as caught:
+        planned(perception_steps=0, train_vision=False)
+    assert "train_vision=true" in caught.value.remedy
 
 
 @pytest.fixture(scope="module")

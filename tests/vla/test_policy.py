@@ -250,6 +250,25 @@ def test_perception_is_the_auxiliary_output_and_depends_on_its_own_parameters(
     assert touched == seeing | {"language_model.embed_tokens.weight"}
 
 
+def test_what_was_seen_takes_the_place_of_the_images(policy: Policy, observations: list[Observation]) -> None:
+    model = policy.model
+    inputs = policy.codec.encode(observations)
+    images, state, tokens = (torch.as_tensor(x) for x in vars(inputs).values())
+    drawn = policy.sample(inputs, 1.0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen = model.see(images, state, tokens)
+    looked = policy.evaluate_actions(inputs, drawn.tokens, 1.0)
+    spared = policy.evaluate_actions(inputs, drawn.tokens, 1.0, seen, entropy_gradient=False)
+    torch.testing.assert_close(spared.log_probs, looked.log_probs)
+    torch.testing.assert_close(spared.auxiliary, looked.auxiliary)
+    assert looked.entropy.requires_grad and not spared.entropy.requires_grad
+    spared.log_probs.sum().backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None}
+    behind = {n for n, p in model.named_parameters() if any(p is q for q in model.behind_seen())}
+    assert touched == {name for name in behind if not name.startswith("value_head")}
+    assert not any(name.startswith(("vision_backbone", "locator")) for name in behind)
+
+
 def test_told_positions_take_the_place_of_those_found(policy: Policy, observations: list[Observation]) -> None:
     model = policy.model
     inputs = [torch.as_tensor(x) for x in vars(policy.codec.encode(observations)).values()]
