@@ -1,0 +1,1 @@
+"""Acting on the arm: driver, twin, executor, supervisor."""

@@ -1,0 +1,284 @@
+"""The supervisor: what may reach the arm. It lives with the driver, in another process than the policy.
+
+Whatever arrives is checked row by row; what the arm follows is slewed within velocity and acceleration bounds;
+silence of the policy, the cameras or the arm means hold, then stop. Faults latch: only `reset` clears them. A
+checkpoint may tighten the limits, never loosen them.
+
+No threads, no clock: the caller passes the time in s, of the clock that stamps the observations.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from deployment.reference import Pose, Reference, Waypoints
+from vla.contract import ActionSemantics
+from vla.errors import Fault
+
+RESET = "Remove the cause, then call reset_fault."
+Status = Literal["idle", "running", "holding", "fault"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the arm's motion, tool centre in the robot base frame; a file of configs/robot has them.
+
+    workspace_low, workspace_high: corners of the box that the tool may be in, m.
+    max_step_translation: of a row of a chunk, each component, m. max_step_rotation: rad.
+    max_velocity: m/s. max_acceleration: m/s2. max_angular_velocity: rad/s. max_angular_acceleration: rad/s2.
+    joint_lower, joint_upper: positions that the arm can reach, rad. joint_margin: how far to stay away from them, rad.
+    start_distance, start_angle: how far the first target may be from where the tool is, m and rad.
+    """
+
+    workspace_low: tuple[float, float, float]
+    workspace_high: tuple[float, float, float]
+    max_step_translation: float
+    max_step_rotation: float
+    max_velocity: float
+    max_acceleration: float
+    max_angular_velocity: float
+    max_angular_acceleration: float
+    joint_lower: tuple[float, ...]
+    joint_upper: tuple[float, ...]
+    joint_margin: float = 0.1
+    start_distance: float = 0.03
+    start_angle: float = 0.2
+
+    def tightened(self, action: ActionSemantics) -> "Limits":
+        """With the step bounds of a checkpoint's contract where they are smaller."""
+        return replace(
+            self,
+            max_step_translation=min(self.max_step_translation, action.max_translation),
+            max_step_rotation=min(self.max_step_rotation, action.max_rotation),
+        )
+
+
+@dataclass(frozen=True)
+class SupervisorConfig:
+    """Options of the supervisor.
+
+    on_violation: clip, a row outside the bounds is moved to the nearest allowed one; or reject, its chunk is refused.
+    hold_s: silence of the policy after which the arm holds. stop_s: after which that is a fault.
+    state_s, camera_s: silence of the arm's state and of a camera that is a fault.
+    max_age_s: chunks whose observation is older are refused.
+    clock_jump_s: difference between two clocks' progress that is a fault.
+    """
+
+    on_violation: Literal["clip", "reject"] = "clip"
+    hold_s: float = 0.6
+    stop_s: float = 2.0
+    state_s: float = 0.1
+    camera_s: float = 0.5
+    max_age_s: float = 0.5
+    clock_jump_s: float = 0.1
+
+
+class Supervisor:
+    """See the module's docstring.
+
+    fault: the first thing that went wrong since the last reset, or None. counts: rows clipped, chunks rejected, ...
+    """
+
+    def __init__(self, limits: Limits, config: SupervisorConfig | None = None, cameras: tuple[str, ...] = ()):
+        self.limits, self.config, self.cameras = limits, config or SupervisorConfig(), cameras
+        self.status: Status = "idle"
+        self.fault: Fault | None = None
+        self.counts: Counter[str] = Counter()
+        self._beats: dict[str, float] = {}
+        self._clocks: tuple[float, float] | None = None
+        self._first = True
+
+    def start(self, now: float) -> None:
+        """Arm. Ignored while a fault is latched."""
+        if self.status == "idle":
+            self.status, self._first, self._clocks = "running", True, None
+            self._beats = {name: now for name in ("policy", "state", *self.cameras)}
+
+    def stop(self) -> None:
+        """Disarm; a fault stays."""
+        if self.status != "fault":
+            self.status = "idle"
+
+    def reset(self) -> None:
+        """Clear a fault; the arm stays disarmed."""
+        self.fault = None
+        self.status = "idle"
+
+    def trip(self, code: str, field: str, expected: str, found: str, remedy: str = RESET) -> None:
+        """Latch a fault; a later one is counted only."""
+        self.counts[code] += 1
+        if self.fault is None:
+            self.fault = Fault(code, field, expected, found, remedy)
+        self.status = "fault"
+
+    def beat(self, name: str, stamp: float) -> None:
+        """Something of "state" or a camera has arrived that was captured at `stamp`."""
+        self._beats[name] = max(stamp, self._beats.get(name, stamp))
+
+    def poll(self, now: float, wall: float) -> Status:
+        """Call this in every control cycle, with a second clock that nobody sets (or the other way round)."""
+        if self._clocks is not None and self.status != "fault":
+            jump = (now - self._clocks[0]) - (wall - self._clocks[1])
+            if abs(jump) > self.config.clock_jump_s:
+                self.trip("CLOCK_JUMP", "clock", "time that runs steadily", f"a jump of {jump:+.3f} s")
+        self._clocks = now, wall
+        if self.status in ("running", "holding"):
+            self._watch(now)
+        return self.status
+
+    def _watch(self, now: float) -> None:
+        config = self.config
+        for name in ("state", *self.cameras):
+            limit = config.state_s if name == "state" else config.camera_s
+            silent = now - self._beats[name]
+            if silent > limit:
+                code = "STATE_SILENT" if name == "state" else "CAMERA_SILENT"
+                self.trip(code, name, f"something new every {limit:g} s", f"nothing for {silent:.3f} s")
+                return
+        silent = now - self._beats["policy"]
+        if silent > config.stop_s:
+            self.trip("POLICY_SILENT", "policy", f"a chunk every {config.stop_s:g} s", f"nothing for {silent:.3f} s")
+        else:
+            self.status = "holding" if silent > config.hold_s else "running"
+
+    def review(self, waypoints: Waypoints, tool: Pose, now: float) -> Waypoints | None:
+        """What may be executed of a chunk; None for nothing. `tool`: where it is."""
+        if self.status not in ("running", "holding"):
+            return None
+        rows = len(waypoints.times)
+        shapes = (waypoints.positions.shape, waypoints.rotations.shape, waypoints.gripper_open.shape)
+        if shapes != ((rows, 3), (rows, 4), (rows,)) or not rows:
+            self.trip("CHUNK_SHAPE", "chunk", f"{rows} rows of 3, 4 and 1 numbers", str(shapes))
+            return None
+        numbers = (waypoints.times, waypoints.positions, waypoints.rotations, waypoints.anchor.position)
+        if not all(np.isfinite(part).all() for part in numbers):
+            self.trip("CHUNK_NOT_FINITE", "chunk", "finite numbers", "NaN or infinity")
+            return None
+        age = now - waypoints.stamp
+        if not -0.01 <= age <= self.config.max_age_s:
+            self.counts["rejected_age"] += 1
+            return None
+        if self._first and not self._near(waypoints, tool):
+            return None
+        allowed, violations = self._inside(waypoints)
+        if violations and self.config.on_violation == "reject":
+            self.counts["rejected_chunks"] += 1
+            return None
+        self.counts["clipped_rows"] += violations
+        self._first = False
+        self._beats["policy"] = now
+        self.status = "running"
+        return allowed
+
+    def _near(self, waypoints: Waypoints, tool: Pose) -> bool:
+        """Whether the first target is near the tool; else a fault."""
+        distance = float(np.linalg.norm(waypoints.positions[0] - tool.position))
+        angle = _angle(waypoints.rotations[0], tool.rotation)
+        near, straight = self.limits.start_distance, self.limits.start_angle
+        if distance <= near and angle <= straight:
+            return True
+        wanted, found = f"within {near:g} m and {straight:g} rad of the tool", f"{distance:.3f} m and {angle:.3f} rad"
+        self.trip("START_POSE", "first target", wanted, found, "Bring the arm to its start pose (home), then start.")
+        return False
+
+    def _inside(self, waypoints: Waypoints) -> tuple[Waypoints, int]:
+        """The waypoints with every row within step bounds and workspace, and how many rows were not."""
+        limits = self.limits
+        low, high = np.array(limits.workspace_low), np.array(limits.workspace_high)
+        position, rotation = waypoints.anchor.position, Rotation.from_quat(waypoints.anchor.rotation)
+        wanted, wanted_rotation = position, rotation
+        positions, rotations, violations = [], [], 0
+        slack = 1 + 1e-6
+        for target, quaternion in zip(waypoints.positions, waypoints.rotations, strict=True):
+            step, turn = target - wanted, (Rotation.from_quat(quaternion) * wanted_rotation.inv()).as_rotvec()
+            wanted, wanted_rotation = target, Rotation.from_quat(quaternion)
+            bounded = np.clip(step, -limits.max_step_translation, limits.max_step_translation)
+            bounded_turn = np.clip(turn, -limits.max_step_rotation, limits.max_step_rotation)
+            before = position + bounded
+            position = np.clip(before, low, high)
+            rotation = Rotation.from_rotvec(bounded_turn) * rotation
+            ok = (np.abs(step) <= limits.max_step_translation * slack).all()
+            ok &= (np.abs(turn) <= limits.max_step_rotation * slack).all()
+            violations += not (ok and (before >= low - 1e-9).all() and (before <= high + 1e-9).all())
+            positions.append(position)
+            rotations.append(rotation.as_quat(canonical=True))
+        if not violations:
+            return waypoints, 0
+        return replace(waypoints, positions=np.array(positions), rotations=np.array(rotations)), violations
+
+    def check_joints(self, joints: np.ndarray) -> None:
+        """A fault if a joint `[7]` rad is nearer to its limit than the margin, or not finite."""
+        lower = np.array(self.limits.joint_lower) + self.limits.joint_margin
+        upper = np.array(self.limits.joint_upper) - self.limits.joint_margin
+        inside = (joints >= lower) & (joints <= upper)
+        if not inside.all() and self.status in ("running", "holding"):
+            worst = int(np.flatnonzero(~inside)[0])
+            wanted = f"{lower[worst]:.3f} to {upper[worst]:.3f} rad"
+            self.trip("JOINT_MARGIN", f"joint {worst + 1}", wanted, f"{joints[worst]:.3f} rad")
+
+
+class Slew:
+    """Follows a reference within bounds of velocity and acceleration; exact where the reference keeps within them."""
+
+    def __init__(self, limits: Limits, pose: Pose):
+        self.limits = limits
+        self.pose = pose
+        self.velocity, self.angular_velocity = np.zeros(3), np.zeros(3)
+
+    def follow(self, wanted: Reference, dt: float) -> Reference:
+        """Move for `dt` s; `wanted` is the reference at the end of them."""
+        limits = self.limits
+        behind = wanted.pose.position - wanted.velocity * dt - self.pose.position
+        turn = Rotation.from_quat(wanted.pose.rotation) * Rotation.from_quat(self.pose.rotation).inv()
+        behind_turn = turn.as_rotvec() - wanted.angular_velocity * dt
+        self.velocity = _approach(
+            behind, wanted.velocity, self.velocity, limits.max_velocity, limits.max_acceleration, dt
+        )
+        self.angular_velocity = _approach(
+            behind_turn, wanted.angular_velocity, self.angular_velocity,
+            limits.max_angular_velocity, limits.max_angular_acceleration, dt,
+        )  # fmt: skip
+        return self._move(dt, wanted.gripper_open)
+
+    def brake(self, dt: float, gripper_open: bool) -> Reference:
+        """Move for `dt` s, slowing down as quickly as allowed, wherever that ends."""
+        limits = self.limits
+        self.velocity = self.velocity - _shortened(self.velocity, limits.max_acceleration * dt)
+        self.angular_velocity = self.angular_velocity - _shortened(
+            self.angular_velocity, limits.max_angular_acceleration * dt
+        )
+        return self._move(dt, gripper_open)
+
+    def _move(self, dt: float, gripper_open: bool) -> Reference:
+        limits = self.limits
+        position = np.clip(self.pose.position + self.velocity * dt, limits.workspace_low, limits.workspace_high)
+        rotation = Rotation.from_rotvec(self.angular_velocity * dt) * Rotation.from_quat(self.pose.rotation)
+        self.pose = Pose(position, rotation.as_quat(canonical=True))
+        return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open)
+
+
+def _approach(
+    behind: np.ndarray, target: np.ndarray, velocity: np.ndarray, fastest: float, strongest: float, dt: float
+) -> np.ndarray:
+    """The next velocity `[3]`: the target's, and as much more as closes `behind` `[3]` without overshooting."""
+    distance = float(np.linalg.norm(behind))
+    closing = behind / dt
+    brakable = math.sqrt(2 * strongest * distance)  # from this speed it can stop within the distance
+    if distance / dt > brakable:
+        closing = behind * (brakable / distance)
+    wanted = _shortened(target + closing, fastest)
+    return velocity + _shortened(wanted - velocity, strongest * dt)
+
+
+def _shortened(vector: np.ndarray, length: float) -> np.ndarray:
+    norm = float(np.linalg.norm(vector))
+    return vector if norm <= length else vector * (length / norm)
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Angle in rad between two rotations, quaternions xyzw."""
+    return float((Rotation.from_quat(a) * Rotation.from_quat(b).inv()).magnitude())
