@@ -11,6 +11,7 @@ from vla.adapters.tabletop import observation, tabletop_contract
 from vla.codec import Codec, CodecError
 from vla.contract import PolicyContract
 from vla.models import action_tokens
+from vla.models.vision import ConvTower, ConvTowerConfig
 from vla.policy import Policy, PolicyError
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import InstructionTokenizer, train_tokenizer
@@ -235,6 +236,23 @@ class TestCodec:
             encode.append(middle - start)
             decode.append(time.perf_counter() - middle)
         assert min(encode) < 0.5e-3 and min(decode) < 0.1e-3
+
+
+@pytest.mark.parametrize("size", [64, 66])
+def test_fine_heat_maps_have_twice_the_resolution(size: int) -> None:
+    with pytest.raises(ValueError, match="two widths or more"):
+        ConvTowerConfig(widths=(8,))
+    tower = ConvTower(ConvTowerConfig(size, (8, 16), keypoints=1, fine=8), 4, 8)
+    coarse = ConvTower(ConvTowerConfig(size, (8, 16), keypoints=1, fine=0), 4, 8)
+    image = torch.zeros(1, 3, size, size)
+    image[..., 31, 31] = 5.0
+    maps: list[torch.Tensor] = []
+    for each in (tower, coarse):
+        each.heatmaps.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        each(image, torch.zeros(1, 4))
+    assert [m.shape[-1] for m in maps] == [size // 2, -(-size // 4)]
+    tokens, points = tower(image, torch.zeros(1, 4))
+    assert tokens.shape == (1, 1, 8) and points.shape == (1, 1, 4) and points[..., :2].abs().max() <= 1
 
 
 def test_perception_is_the_auxiliary_output_and_depends_on_its_own_parameters(
