@@ -17,7 +17,7 @@ import numpy as np
 
 from training.envs.base import EpisodeRequest, StepResult
 from training.envs.tabletop_render import Renderer, blend, mujoco, noise_image
-from training.envs.tabletop_scene import TIMESTEP, robot_scene, table_texture
+from training.envs.tabletop_scene import TIMESTEP, robot_scene
 from vla import options
 from vla.adapters import tabletop as adapter
 from vla.contract import PolicyContract
@@ -25,11 +25,7 @@ from vla.tasks import mjcf
 from vla.tasks.expert import Privileged
 from vla.tasks.put_on_plate import (
     MAX_STEPS,
-    PLATE,
     RATE_HZ,
-    TRAIN_OBJECTS,
-    UNSEEN_OBJECTS,
-    UNSEEN_RECEPTACLES,
     Episode,
     is_success,
     sample_episode,
@@ -69,38 +65,17 @@ class TabletopConfig:
     reward: Literal["sparse", "dense"] = "sparse"
 
 
-_ITEMS = {i.name: i for i in (*TRAIN_OBJECTS, *UNSEEN_OBJECTS, PLATE, *UNSEEN_RECEPTACLES)}
-_GEOM_FIELDS = (
-    "geom_type", "geom_condim", "geom_size", "geom_rbound", "geom_aabb", "geom_pos", "geom_quat",
-    "geom_friction", "geom_rgba", "geom_contype", "geom_conaffinity",
-)  # fmt: skip
-_BODY_FIELDS = ("body_mass", "body_inertia", "body_ipos", "body_iquat")
-
-
-def _library() -> mujoco.MjModel:
-    """One model with every item: the rows that `_dress` copies into the slots of a scene."""
-    root = ElementTree.Element("mujoco")
-    world = ElementTree.SubElement(root, "worldbody")
-    for name, item in _ITEMS.items():
-        mjcf.add_item(world, name, item, free=True)
-    return mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-
-
 def _scene_model(objects: int, receptacles: int) -> mujoco.MjModel:
     """The robot with empty slots for `objects` free and `receptacles` fixed items."""
     root = robot_scene()
     world = root.find("worldbody")
     assert world is not None
-    filler = _ITEMS["red bottle"]
-    for index in range(objects):
-        mjcf.add_item(world, f"object{index}", filler, free=True)
-    for index in range(receptacles):
-        mjcf.add_item(world, f"receptacle{index}", filler, free=False)
+    mjcf.add_slots(world, objects, receptacles)
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    for look in range(21):
+    for look in range(mjcf.TABLES):
         texture = model.texture(f"table{look}").id
         start = model.tex_adr[texture]
-        data = table_texture(look).reshape(-1)
+        data = mjcf.table_texture(look).reshape(-1)
         model.tex_data[start : start + data.size] = data
     return model
 
@@ -131,17 +106,11 @@ class _Slot:
         rng = np.random.default_rng([episode.seed, 77])
         mujoco.mj_resetData(model, data)
         for index, placement in enumerate(episode.objects):
-            self._dress(f"object{index}", placement.item.name)
-            half = placement.yaw / 2
-            data.joint(f"object{index}_joint").qpos[:] = [
-                placement.x, placement.y, placement.item.half_height, np.cos(half), 0, 0, np.sin(half)
-            ]  # fmt: skip
+            mjcf.dress(model, self._library, f"object{index}", placement.item.name)
+            mjcf.lay(model, data, f"object{index}", placement)
         for index, placement in enumerate(episode.receptacles):
-            self._dress(f"receptacle{index}", placement.item.name)
-            body = model.body(f"receptacle{index}")
-            half = placement.yaw / 2
-            body.pos[:] = [placement.x, placement.y, placement.item.half_height]
-            body.quat[:] = [np.cos(half), 0, 0, np.sin(half)]
+            mjcf.dress(model, self._library, f"receptacle{index}", placement.item.name)
+            mjcf.lay(model, data, f"receptacle{index}", placement)
         model.geom("table").matid[:] = model.material(f"table{episode.table}").id
         gain = rng.uniform(0.8, 1.2)
         model.actuator_gainprm[:7] = template.actuator_gainprm[:7]
@@ -183,27 +152,6 @@ class _Slot:
         self.was_grasped = self.was_grasped_twice = self.success = False
         self.grasped_steps = 0
         self.reward_level = self._progress(False)
-
-    def _dress(self, slot: str, item: str) -> None:
-        """Copy an item's geometry, inertia and looks from the library into a slot."""
-        source, target = self._library.body(item), self.model.body(slot)
-        for field in _BODY_FIELDS:
-            getattr(self.model, field)[target.id] = getattr(self._library, field)[source.id]
-        count = int(source.geomnum[0])
-        for index in range(mjcf.MAX_PARTS):
-            row = int(target.geomadr[0]) + index
-            if index < count:
-                library_row = int(source.geomadr[0]) + index
-                for field in _GEOM_FIELDS:
-                    getattr(self.model, field)[row] = getattr(self._library, field)[library_row]
-            else:
-                self.model.geom_contype[row] = self.model.geom_conaffinity[row] = 0
-                self.model.geom_rgba[row, 3] = 0.0
-        if slot.startswith("object"):
-            self.model.body_invweight0[target.id] = self._library.body_invweight0[source.id]
-            dofs, library_dofs = (slice(int(b.dofadr[0]), int(b.dofadr[0]) + 6) for b in (target, source))
-            self.model.dof_invweight0[dofs] = self._library.dof_invweight0[library_dofs]
-        self.model.body_subtreemass[target.id] = source.mass[0]
 
     def _joint_step(self, joints: np.ndarray, limit: float) -> np.ndarray:
         """One damped-least-squares step `[7]` rad from `joints` towards the commanded pose (Wampler 1986)."""
@@ -373,7 +321,7 @@ class Tabletop:
             rate_hz=RATE_HZ,
         )
         models: dict[tuple[int, int], mujoco.MjModel] = {(2, 1): _scene_model(2, 1)}
-        library = _library()
+        library = mujoco.MjModel.from_xml_string(mjcf.library())
         self.slots = [_Slot(models, library, self.config) for _ in range(num_envs)]
         self._renderer: Renderer | None = None
         self._spectator: Renderer | None = None

@@ -1,24 +1,20 @@
 """Off-screen images of the tabletop, and the noise that a variant lays over them."""
 
-import ctypes.util
 import os
 
 import numpy as np
 
 from training.envs.base import GraphicsError
+from vla import graphics
 
-GRAPHICS_REMEDY = (
-    "Install libegl1 (or libosmesa6) and set MUJOCO_GL=egl (or osmesa) or leave it unset; `vla doctor` tests both."
-)
-if not os.environ.get("MUJOCO_GL"):  # mujoco reads it at its import and finds no backend without a display
-    os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+graphics.choose()
 try:
     import mujoco
 except Exception as error:  # it loads GL at its import: an unknown name or a missing library ends here
     raise GraphicsError(
         f"MuJoCo cannot be imported (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
         code="GRAPHICS",
-        remedy=GRAPHICS_REMEDY,
+        remedy=graphics.REMEDY,
     ) from error
 
 
@@ -35,7 +31,7 @@ class Renderer:
             raise GraphicsError(
                 f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ['MUJOCO_GL']}): {error}",
                 code="GRAPHICS",
-                remedy=GRAPHICS_REMEDY,
+                remedy=graphics.REMEDY,
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=200)

@@ -1,0 +1,325 @@
+"""The arm: a Franka driven by franky, real or simulated by franky-sim alike.
+
+One impedance tracker lives as long as the arm is under control and is fed with references; the gripper has a thread
+of its own, since its commands block. Errors of the robot are told in words. Nothing here decides what is safe: the
+supervisor does.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import franky
+import numpy as np
+
+from deployment.reference import Pose, Reference
+from deployment.supervisor import Limits
+from vla.errors import SimrealError
+
+STOP_S = 5.0  # at most, until the arm is at rest
+GRASP_MARGIN = 1.0  # m, on either side of the commanded width: whatever the fingers close on counts
+
+
+class ArmError(SimrealError):
+    """The arm can't be reached, refuses, or has stopped."""
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """A robot and how it is driven; a file of configs/robot.
+
+    arm_id: fr3 or panda.
+    limits: what the arm may do.
+    home: joint positions that trials begin from, rad.
+    friction_coulomb: friction of each joint that the controller makes up for, Nm.
+    friction_viscous: the same, Nm s/rad.
+    friction_torque: bound of that, Nm.
+    rate_hz: of the reference that the tracker is fed with.
+    translational_stiffness: N/m.
+    rotational_stiffness: Nm/rad.
+    collision_torque: contact torque of a joint at which the arm stops, Nm.
+    collision_force: contact force at which the arm stops, N.
+    home_speed: share of the arm's greatest velocity, acceleration and jerk on the way home.
+    gripper_speed: m/s.
+    gripper_force: N.
+    gripper_open: width of the open gripper, m.
+    realtime: enforce a realtime kernel, as a real arm needs, or ignore it.
+    """
+
+    arm_id: str
+    limits: Limits
+    home: tuple[float, ...]
+    friction_coulomb: tuple[float, ...] = (0.0,) * 7
+    friction_viscous: tuple[float, ...] = (0.0,) * 7
+    friction_torque: float = 2.0
+    rate_hz: float = 200.0
+    translational_stiffness: float = 2000.0
+    rotational_stiffness: float = 80.0
+    collision_torque: float = 30.0
+    collision_force: float = 40.0
+    home_speed: float = 0.15
+    gripper_speed: float = 0.1
+    gripper_force: float = 30.0
+    gripper_open: float = 0.08
+    realtime: Literal["enforce", "ignore"] = "ignore"
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """Measured state. stamp: s, host clock when it was read. joints, joint_velocities: `[7]` rad, rad/s.
+
+    pose: of the tool centre. gripper_width: m. errors: what the robot reports, in words; empty while all is well.
+    """
+
+    stamp: float
+    joints: np.ndarray
+    joint_velocities: np.ndarray
+    pose: Pose
+    gripper_width: float
+    errors: tuple[str, ...] = ()
+
+
+WORDS = {
+    "joint_reflex": "a joint felt more torque than allowed: the arm hit something or is held",
+    "cartesian_reflex": "the tool felt more force than allowed: it hit something or is held",
+    "self_collision_avoidance_violation": "the arm would have hit itself",
+    "joint_position_limits_violation": "a joint moved past its range: unlock the arm in Desk and guide it back by hand",
+    "cartesian_position_limits_violation": "the tool left the space set in Desk",
+    "joint_velocity_violation": "a joint moved too fast",
+    "cartesian_velocity_violation": "the tool moved too fast",
+    "communication_constraints_violation": "too many packets came late: use a realtime kernel and a direct cable",
+    "controller_torque_discontinuity": "the commanded torque jumped",
+    "force_control_safety_violation": "the force control exceeded its safety bound",
+    "power_limit_violation": "the motion needed more power than allowed",
+    "tau_j_range_violation": "a torque sensor is out of its range",
+    "instability_detected": "the arm began to oscillate: lower the stiffness",
+}
+
+
+def in_words(errors: Any) -> tuple[str, ...]:
+    """The names of libfranka's error flags that are set, with what they mean."""
+    names = [n for n in dir(errors) if not n.startswith("_") and getattr(errors, n) is True]
+    return tuple(f"{name}: {WORDS[name]}" if name in WORDS else name.replace("_", " ") for name in names)
+
+
+@dataclass
+class Gripper:
+    """Opens and closes in a thread of its own; of commands that come while it moves, the last one counts."""
+
+    hand: Any
+    config: ArmConfig
+    width: float = field(init=False)
+    _failures: dict[str, str] = field(default_factory=dict, init=False)
+    _wanted: bool | None = field(default=None, init=False)
+    _done: bool | None = field(default=None, init=False)
+    _over: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.width = float(self.hand.width)
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="gripper", daemon=True)
+        self._watch = threading.Thread(target=self._read, name="gripper width", daemon=True)
+        self._thread.start()
+        self._watch.start()
+
+    def command(self, is_open: bool) -> None:
+        """Ask for open or closed; returns at once."""
+        with self._change:
+            if is_open != self._wanted:
+                self._wanted = is_open
+                self._change.notify()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is not finished yet."""
+        return self._wanted != self._done
+
+    @property
+    def error(self) -> str:
+        """What does not work, or nothing."""
+        return "; ".join(self._failures.values())
+
+    def shut_down(self) -> None:
+        """End the threads; the fingers stay where they are."""
+        with self._change:
+            self._over = True
+            self._change.notify()
+        self._thread.join(5)
+        self._watch.join(5)
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._over or self._wanted != self._done)
+                if self._over:
+                    return
+                wanted = self._wanted
+            try:
+                if wanted:
+                    self.hand.move(self.config.gripper_open, self.config.gripper_speed)
+                else:
+                    speed, force = self.config.gripper_speed, self.config.gripper_force
+                    self.hand.grasp(0.0, speed, force, GRASP_MARGIN, GRASP_MARGIN)
+                self._failures.pop("move", None)
+            except Exception as error:  # whatever the hand's network protocol raises
+                self._failures["move"] = f"the gripper did not {'open' if wanted else 'close'}: {error}"
+            with self._change:
+                self._done = wanted
+
+    def _read(self) -> None:
+        while not self._over:
+            try:
+                self.width = float(self.hand.width)
+                self._failures.pop("width", None)
+            except Exception as error:
+                self._failures["width"] = f"the gripper does not tell its width: {error}"
+            time.sleep(0.01)
+
+
+class FrankaArm:
+    """The connection to one arm. `clock` gives the time in s that states are stamped with."""
+
+    def __init__(self, address: str, config: ArmConfig, load_gripper: bool = True,
+                 clock: Callable[[], float] = time.time):  # fmt: skip
+        self.config, self.address, self.clock = config, address, clock
+        realtime = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}[config.realtime]
+        try:
+            self.robot = franky.Robot(address, realtime_config=realtime)
+        except franky.IncompatibleVersionException as error:
+            raise ArmError(
+                f"the arm at {address} speaks another version of the control interface: {error}", code="ROBOT_VERSION",
+                remedy="Install the release of franky-control that fits the arm's system version, see its README.",
+            ) from error  # fmt: skip
+        except franky.NetworkException as error:
+            raise ArmError(
+                f"no Franka answers at {address}: {error}", code="ROBOT_UNREACHABLE",
+                remedy="Check cable and address, unlock the joints and activate FCI in Desk.",
+            ) from error  # fmt: skip
+        self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
+        self.gripper = Gripper(self._hand(), config) if load_gripper else None
+        self._motion: Any = None
+
+    def _hand(self) -> Any:
+        try:
+            return franky.Gripper(self.address)
+        except franky.NetworkException as error:
+            raise ArmError(
+                f"the arm at {self.address} has no gripper: {error}", code="GRIPPER_UNREACHABLE",
+                remedy="Switch the hand on in Desk, or start with load_gripper=false.",
+            ) from error  # fmt: skip
+
+    @property
+    def under_control(self) -> bool:
+        """Whether the tracker is running."""
+        return self._motion is not None and bool(self.robot.is_in_control)
+
+    def state(self) -> ArmState:
+        """The newest state; in control that costs microseconds, else up to 2 ms. Raises ArmError if none comes."""
+        now, raw = self.clock(), self._read()
+        tool = raw.O_T_EE
+        return ArmState(
+            now, np.array(raw.q), np.array(raw.dq), Pose(np.array(tool.translation), np.array(tool.quaternion)),
+            self.gripper.width if self.gripper else 0.0, in_words(raw.current_errors),
+        )  # fmt: skip
+
+    def _read(self) -> Any:
+        """The robot's state as franky gives it."""
+        try:
+            return self.robot.state
+        except (franky.Exception, franky.NetworkException, RuntimeError) as error:
+            self._motion = None
+            raise ArmError(
+                f"the arm at {self.address} no longer answers: {error}", code="ROBOT_SILENT",
+                remedy="Check cable, power and FCI in Desk, then start again.",
+            ) from error  # fmt: skip
+
+    def begin(self) -> Pose:
+        """Take control and hold the present pose, which is returned."""
+        config = self.config
+        if config.friction_torque > 0:
+            friction = franky.FrictionCompensationParams(
+                list(config.friction_coulomb), list(config.friction_viscous), [config.friction_torque] * 7
+            )
+        else:
+            friction = None
+        motion = franky.CartesianImpedanceTrackingMotion(
+            translational_stiffness=config.translational_stiffness, rotational_stiffness=config.rotational_stiffness,
+            lower_joint_limits=np.array(config.limits.joint_lower),
+            upper_joint_limits=np.array(config.limits.joint_upper),
+            posture_task=franky.PostureTask(np.array(config.home), 5.0), friction=friction,
+        )  # fmt: skip
+        tool = self._read().O_T_EE
+        motion.set_reference(franky.CartesianReference(target=tool))
+        self.robot.move(motion, asynchronous=True)
+        self._motion = motion
+        return Pose(np.array(tool.translation), np.array(tool.quaternion))
+
+    def follow(self, reference: Reference) -> None:
+        """Hand the tracker the next reference, and the gripper its command. Raises ArmError if control was lost."""
+        if not self.under_control:
+            raise self._lost()
+        pose = franky.Affine(reference.pose.position, reference.pose.rotation)
+        twist = franky.Twist(reference.velocity, reference.angular_velocity)
+        self._motion.set_reference(franky.CartesianReference(target=pose, target_twist=twist))
+        if self.gripper:
+            self.gripper.command(reference.gripper_open)
+
+    def end(self) -> None:
+        """Come to rest and give control back; harmless if nothing is controlled."""
+        if self._motion is None:
+            return
+        self._motion = None
+        if self.robot.is_in_control:
+            self.robot.move(franky.TorqueStopMotion(), asynchronous=True)
+        with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
+            self.robot.join_motion(timeout=STOP_S)
+
+    def home(self) -> None:
+        """Open the gripper and move to the home position, slowly; returns when there."""
+        self.end()
+        self.recover()
+        if self.gripper:
+            self.gripper.command(True)
+        factor = franky.RelativeDynamicsFactor(self.config.home_speed)
+        try:
+            self.robot.move(franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor))
+        except franky.ControlException as error:
+            raise self._lost(error) from error
+
+    def recover(self) -> tuple[str, ...]:
+        """Clear the robot's errors, if it has any; returns what they were."""
+        errors = in_words(self._read().current_errors)
+        if self.robot.has_errors and not self.robot.recover_from_errors():
+            raise ArmError(
+                f"the arm does not recover: {'; '.join(errors) or 'it does not say why'}", code="ROBOT_ERROR",
+                remedy="Free the arm, release the user stop, clear the error in Desk.",
+            )  # fmt: skip
+        return errors
+
+    def _lost(self, error: Exception | None = None) -> ArmError:
+        """Why the arm is no longer under control."""
+        self._motion = None
+        if error is None:
+            try:
+                self.robot.join_motion(timeout=STOP_S)
+            except Exception as found:  # whatever ended the motion
+                error = found
+        raw = self._read()
+        words = in_words(raw.current_errors) or in_words(raw.last_motion_errors)
+        reason = "; ".join(words) or str(error or "the motion ended")
+        return ArmError(
+            f"the arm stopped: {reason}", code="REFLEX",
+            remedy="Free the arm, then reset_fault: it recovers from the error and holds where it is.",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Stop and let go."""
+        try:
+            self.end()
+        finally:
+            if self.gripper:
+                self.gripper.shut_down()
+            del self.robot  # ends the connection; an arm serves one at a time
