@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from deployment.franka import ArmConfig, ArmError, FrankaArm
 from deployment.reference import Pose, Reference
@@ -21,7 +21,7 @@ TICK = 0.005
 
 @pytest.fixture(scope="module")
 def config() -> ArmConfig:
-    return options.read(ArmConfig, yaml.safe_load((ROBOTS / "fr3.yaml").read_text()))
+    return options.read(ArmConfig, OmegaConf.to_container(OmegaConf.load(ROBOTS / "fr3.yaml")))
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,20 @@ def test_state_in_canonical_units(native: Callable[[int], dict[str, Any]]) -> No
     assert seen.state["gripper_width"].tolist() == [raw["gripper_width"]]
     xyzw = seen.state["eef_rotation"]
     reference = Rotation.from_quat(raw["eef_quat_wxyz"], scalar_first=True)
-    assert xyzw[3] >= 0 and (Rotation.from_quat(xyzw) * reference.inv()).magnitude() < 1e-12
+    assert xyzw[0] + xyzw[1] >= 0 and (Rotation.from_quat(xyzw) * reference.inv()).magnitude() < 1e-12
     assert all(value.dtype == np.float64 for value in seen.state.values())
     assert set(seen.stamps) == set(seen.images) | set(seen.state) and set(seen.stamps.values()) == {0.25}
+
+
+def test_the_rotation_of_a_tool_that_points_down_does_not_flip_with_its_last_digits(
+    native: Callable[[int], dict[str, Any]],
+) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        tilted = Rotation.from_rotvec(random.normal(0, 0.1, 3)) * Rotation.from_quat([0.5**0.5, 0.5**0.5, 0.0, 0.0])
+        wxyz = tilted.as_quat(scalar_first=True) * random.choice([-1, 1])
+        seen = observation({**native(0), "eef_quat_wxyz": wxyz}, "lift").state["eef_rotation"]
+        assert np.abs(seen - [0.707, 0.707, 0.0, 0.0]).max() < 0.4
 
 
 @pytest.mark.parametrize("quaternion", [[1.0, 0.0, -0.0, 0.0], [0.0, 0.6, 0.0, -0.8], [0.5, -0.5, 0.5, -0.5]])

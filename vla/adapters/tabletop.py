@@ -35,6 +35,7 @@ STATE = (
 )
 NATIVE_STATE = ("eef_pos", "eef_quat_wxyz", "commanded_pos", "gripper_width", "time")
 GRIPPER_THRESHOLD = 0.5
+TOOL_DOWN = np.array([1.0, 1.0, 0.0, 0.0])  # xyzw, not normalised: the hand's pose that all tasks begin near
 
 
 class AdapterError(CodedError):
@@ -132,11 +133,14 @@ def _vector(native: Mapping[str, Any], key: str, size: int) -> np.ndarray:
 
 
 def _rotation(wxyz: np.ndarray) -> np.ndarray:
-    """xyzw with w >= 0: one quaternion for each rotation; at w = 0 the first of xyz is positive."""
+    """xyzw, of the two signs the one on the side of a tool that points down: so it never flips near that pose.
+
+    There w is almost 0, so the usual choice, w >= 0, would flip all signs with the last digits of a measurement.
+    """
     norm = float(np.linalg.norm(wxyz))
     if not abs(norm - 1.0) < 1e-3:
         remedy = "Pass a unit quaternion in the order w, x, y, z."
         raise AdapterError(Fault("NATIVE_QUATERNION", "eef_quat_wxyz", "norm 1", f"norm {norm:g}", remedy))
-    leading = wxyz[np.flatnonzero(wxyz)[0]]
     xyzw = np.roll(wxyz, -1)
-    return (-xyzw if leading < 0 else xyzw) + 0.0  # the sum turns -0.0 into 0.0, for parity bit for bit
+    side = float(xyzw @ TOOL_DOWN) or float(xyzw[np.flatnonzero(xyzw)[0]])
+    return (-xyzw if side < 0 else xyzw) + 0.0  # the sum turns -0.0 into 0.0, for parity bit for bit
