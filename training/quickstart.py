@@ -44,10 +44,10 @@ class QuickstartConfig:
 
     out: Path = Path("runs/quickstart")
     seed: int = 0
-    episodes: int = 400
+    episodes: int = 300
     scenes: int = 12_000
     scene_samples: int = 110_000
-    samples: int = 56_000
+    samples: int = 48_000
     iterations: int = 115
     slots: int = 32
     decisions: int = 32

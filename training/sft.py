@@ -148,8 +148,13 @@ class Imitation(nn.Module):
 def build_policy(data: demos.Demonstrations, env: Tabletop, model: OFTConfig, seed: int) -> Policy:
     """An untrained policy for an environment's contract, with statistics of the demonstrations."""
     flat = data.actions.reshape(-1, data.actions.shape[-1])
+    columns = [field.unit for field in env.contract.state for _ in range(field.size)]
+    # Quaternions keep their scale: stretched to their small range in the demonstrations, they would drown the rest in
+    # the arm's slightest tilt.
+    unit = {column: (-1.0, 1.0) for column, name in enumerate(columns) if name.startswith("quaternion")}
     statistics = Statistics(
-        action=ArrayStatistics.compute(flat, ranges={GRIPPER: (0.0, 1.0)}), state=ArrayStatistics.compute(data.state)
+        action=ArrayStatistics.compute(flat, ranges={GRIPPER: (0.0, 1.0)}),
+        state=ArrayStatistics.compute(data.state, ranges=unit),
     )
     tokenizer = train_tokenizer(training_sentences(), model.vocabulary, model.prompt_length)
     config = {"class": "openvla_oft", **asdict(model)}
