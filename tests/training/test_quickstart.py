@@ -22,6 +22,7 @@ def start(out: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S + 60)
 def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> None:
     out, metrics = tmp_path / "run", tmp_path / "run" / "rl" / "metrics.jsonl"
     first = start(out, tmp_path / "first.log")
