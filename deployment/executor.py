@@ -100,10 +100,6 @@ class Executor:
                 return curve.at(time)
         return self._past[0][1].at(time)
 
-    def finished(self, now: float) -> bool:
-        """Whether the reference has reached its last waypoint."""
-        return now >= self._past[-1][1].end
-
     def wants_chunk(self, now: float) -> bool:
         """Whether an observation captured now should be answered by the policy."""
         curve = self._past[-1][1]

@@ -22,7 +22,7 @@ from vla.errors import SimrealError
 from vla.tasks import mjcf
 from vla.tasks.put_on_plate import Episode, Placement, is_success
 
-graphics.choose()
+graphics.choose()  # mujoco reads it at its import, so what imports mujoco comes after it
 import franky_sim  # noqa: E402
 import mujoco  # noqa: E402
 from franky_sim.mujoco_simulator import MujocoSimulator  # noqa: E402

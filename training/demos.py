@@ -176,7 +176,7 @@ def _held(file: Path, key: str | None) -> int:
 def _write(target: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
     temporary.rename(target)
 
 

@@ -119,7 +119,7 @@ class Samples:
     def select(self, rows: np.ndarray) -> Batch:
         parts = (self.inputs.images, self.inputs.state, self.inputs.tokens)
         actions = None if self.actions is None else torch.from_numpy(self.actions[rows])
-        inputs = ModelInputs(*(torch.from_numpy(a[rows]) for a in parts))  # type: ignore[arg-type]
+        inputs = ModelInputs(*(torch.from_numpy(a[rows]) for a in parts))
         return Batch(inputs, actions, torch.from_numpy(self.privileged[rows]))
 
 

@@ -220,7 +220,7 @@ def resting(**changes: object) -> bool:
         **changes,
     }
     return is_success(
-        episode, np.array(scene["position"]), scene["speed"], scene["width"], scene["touching"]  # type: ignore[arg-type]
+        episode, np.array(scene["position"]), scene["speed"], scene["width"], scene["touching"]
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class RolloutBlock:
         if create:
             _MADE_HERE.add(name)
         elif name not in _MADE_HERE:  # the tracker of a process that only reads would remove the block too early
-            resource_tracker.unregister(self._memory._name, "shared_memory")  # type: ignore[attr-defined]
+            resource_tracker.unregister(self._memory._name, "shared_memory")
         self.arrays: dict[str, np.ndarray] = {}
         offset = 0
         for key, (dimensions, kind) in shape.arrays().items():

@@ -322,7 +322,7 @@ class Engine:
 def _actor(cls: type, threads: int) -> Any:
     """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads."""
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})  # type: ignore[call-overload]
+    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})
 
 
 def _wait_ready(name: str, actor: Any, seconds: float = 120.0) -> int:

@@ -103,7 +103,7 @@ class Learner:
         if config.critic == "head":
             groups.append({"params": head, "lr": config.value_learning_rate})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.95))
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]  # type: ignore[misc]
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # the same on every rank, like its batches: no gradients have to be exchanged
             self.critic = _critic(shape) if config.critic == "privileged" else None
