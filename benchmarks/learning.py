@@ -18,6 +18,7 @@ import numpy as np
 
 from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
 from training.report import plt, smooth
+from training.run import write_json
 from vla.tasks.put_on_plate import VARIANTS
 
 HEADING = ("| | imitation | after PPO | gain |", "|---|---|---|---|")
@@ -140,9 +141,7 @@ def main() -> int:
     }  # fmt: skip
     result = {"command": shlex.join(["python", *sys.argv]), "overall": overall, "runs": runs}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.rename(arguments.out)
+    write_json(arguments.out, result)
     if arguments.figure:
         figure(runs).savefig(arguments.figure, dpi=110)
     print(markdown(runs))

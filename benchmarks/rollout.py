@@ -13,7 +13,6 @@ Exit code 1 if a median misses its target. Other work on the machine spoils both
 """
 
 import argparse
-import json
 import multiprocessing as mp
 import os
 import shlex
@@ -34,7 +33,7 @@ from training.algorithms.ppo import PPOConfig
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import TIMESTEP, Tabletop
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
-from training.run import commit, machine
+from training.run import commit, machine, write_json
 from training.sft import SftConfig
 from vla import configuration
 from vla.policy import Policy
@@ -252,7 +251,7 @@ def main() -> int:
     result["pipelined_over_sequential"] = result["models"][arguments.models[-1]]
     result["machine"]["load_average_1_min_after"] = os.getloadavg()[0]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1))
+    write_json(arguments.out, result)
     missed = 0
     for name, target in TARGETS.items():
         entry = result[name]
