@@ -48,7 +48,7 @@ class QuickstartConfig:
     scenes: int = 12_000
     scene_samples: int = 110_000
     samples: int = 48_000
-    iterations: int = 115
+    iterations: int = 90
     slots: int = 32
     decisions: int = 32
     env: EnvConfig = field(default_factory=EnvConfig)
