@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -312,6 +313,8 @@ class _Process:
 def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
+    # Gradients of the channels-last convolutions are copied into contiguous buckets, which costs next to nothing.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     torch.manual_seed(config.seed)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
