@@ -18,7 +18,7 @@ import numpy as np
 
 from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
 from training.report import plt, smooth
-from training.run import write_json
+from vla.results import write_json
 from vla.tasks.put_on_plate import VARIANTS
 
 HEADING = ("| | imitation | after PPO | gain |", "|---|---|---|---|")

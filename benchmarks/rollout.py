@@ -33,10 +33,10 @@ from training.algorithms.ppo import PPOConfig
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import TIMESTEP, Tabletop
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
-from training.run import commit, machine, write_json
 from training.sft import SftConfig
 from vla import configuration
 from vla.policy import Policy
+from vla.results import commit, machine, write_json
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tasks.expert import Expert
 from vla.tasks.put_on_plate import MAX_STEPS, training_sentences
@@ -239,7 +239,7 @@ def main() -> int:
     console = Console()
     result: dict[str, Any] = {
         "commit": commit() or "unknown",
-        "machine": machine(),
+        "machine": machine("mujoco", "torch", "ray"),
         "command": shlex.join(["python", *sys.argv]),
     }
     busy = result["machine"]["load_average_1_min"]

@@ -100,13 +100,12 @@ class Executor:
                 return curve.at(time)
         return self._past[0][1].at(time)
 
-    def wants_chunk(self, now: float) -> bool:
-        """Whether an observation captured now should be answered by the policy."""
+    def due(self) -> float:
+        """The policy should answer an observation that is captured at this time or soon after."""
         curve = self._past[-1][1]
         if self.config.mode == "synchronous":
-            return now >= curve.end
-        due = min(curve.begin + self.config.execute * self.step_s, curve.end)
-        return now >= due - self.delay.quantile(0.9)
+            return curve.end
+        return min(curve.begin + self.config.execute * self.step_s, curve.end) - self.delay.quantile(0.9)
 
     def waypoints(self, chunk: ActionChunk) -> Waypoints:
         """A chunk of delta actions as poses, from where the tool was to be when its observation was captured."""

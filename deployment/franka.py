@@ -36,10 +36,12 @@ class ArmConfig:
     home: joint positions that trials begin from, rad.
     friction_coulomb: friction of each joint that the controller makes up for, Nm.
     friction_viscous: the same, Nm s/rad.
-    friction_torque: bound of that, Nm.
+    friction_torque: bound of that, Nm; 0 for none. Too much of it makes the arm swing.
     rate_hz: of the reference that the tracker is fed with.
     translational_stiffness: N/m.
     rotational_stiffness: Nm/rad.
+    error_clip: greatest distance from the reference that the spring pulls with, m; without it the bound on the
+        torque's rate makes the arm swing when something has held it up.
     collision_torque: contact torque of a joint at which the arm stops, Nm.
     collision_force: contact force at which the arm stops, N.
     home_speed: share of the arm's greatest velocity, acceleration and jerk on the way home.
@@ -54,10 +56,11 @@ class ArmConfig:
     home: tuple[float, ...]
     friction_coulomb: tuple[float, ...] = (0.0,) * 7
     friction_viscous: tuple[float, ...] = (0.0,) * 7
-    friction_torque: float = 2.0
+    friction_torque: float = 0.0
     rate_hz: float = 200.0
-    translational_stiffness: float = 2000.0
+    translational_stiffness: float = 1600.0
     rotational_stiffness: float = 80.0
+    error_clip: float = 0.03
     collision_torque: float = 30.0
     collision_force: float = 40.0
     home_speed: float = 0.15
@@ -149,6 +152,7 @@ class Gripper:
             self._change.notify()
         self._thread.join(5)
         self._watch.join(5)
+        self.hand = None  # ends the connection; a hand serves one at a time, too
 
     def _run(self) -> None:
         while True:
@@ -249,6 +253,7 @@ class FrankaArm:
             translational_stiffness=config.translational_stiffness, rotational_stiffness=config.rotational_stiffness,
             lower_joint_limits=np.array(config.limits.joint_lower),
             upper_joint_limits=np.array(config.limits.joint_upper),
+            translational_error_clip=np.full(3, config.error_clip),
             posture_task=franky.PostureTask(np.array(config.home), 5.0), friction=friction,
         )  # fmt: skip
         tool = self._read().O_T_EE
@@ -261,9 +266,17 @@ class FrankaArm:
         """Hand the tracker the next reference, and the gripper its command. Raises ArmError if control was lost."""
         if not self.under_control:
             raise self._lost()
-        pose = franky.Affine(reference.pose.position, reference.pose.rotation)
+        raw, rotation = self._read(), reference.pose.rotation
+        if rotation @ np.array(raw.O_T_EE.quaternion) < 0:  # franky would turn the long way round
+            rotation = -rotation
+        pose = franky.Affine(reference.pose.position, rotation)
         twist = franky.Twist(reference.velocity, reference.angular_velocity)
-        self._motion.set_reference(franky.CartesianReference(target=pose, target_twist=twist))
+        acceleration = np.zeros(3) if reference.acceleration is None else reference.acceleration
+        self._motion.set_reference(
+            franky.CartesianReference(
+                target=pose, target_twist=twist, target_acceleration=franky.TwistAcceleration(acceleration, np.zeros(3))
+            )
+        )
         if self.gripper:
             self.gripper.command(reference.gripper_open)
 
@@ -277,17 +290,31 @@ class FrankaArm:
         with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
             self.robot.join_motion(timeout=STOP_S)
 
-    def home(self) -> None:
-        """Open the gripper and move to the home position, slowly; returns when there."""
+    def start_home(self) -> None:
+        """Open the gripper and set off for the home position, slowly."""
         self.end()
         self.recover()
         if self.gripper:
             self.gripper.command(True)
         factor = franky.RelativeDynamicsFactor(self.config.home_speed)
+        motion = franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor)
+        self.robot.move(motion, asynchronous=True)
+
+    def homing(self) -> bool:
+        """Whether it is still on its way home. Raises ArmError if it was stopped."""
+        if self.robot.is_in_control:
+            return True
         try:
-            self.robot.move(franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor))
-        except franky.ControlException as error:
+            self.robot.join_motion(timeout=0.0)  # raises what ended the motion, if it did not end by itself
+        except franky.Exception as error:
             raise self._lost(error) from error
+        return False
+
+    def halt(self) -> None:
+        """Break off a motion home."""
+        self.robot.stop()
+        with contextlib.suppress(franky.Exception):  # the motion tells that it was broken off
+            self.robot.join_motion(timeout=STOP_S)
 
     def recover(self) -> tuple[str, ...]:
         """Clear the robot's errors, if it has any; returns what they were."""

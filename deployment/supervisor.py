@@ -7,7 +7,6 @@ checkpoint may tighten the limits, never loosen them.
 No threads, no clock: the caller passes the time in s, of the clock that stamps the observations.
 """
 
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -62,7 +61,8 @@ class SupervisorConfig:
     """Options of the supervisor.
 
     on_violation: clip, a row outside the bounds is moved to the nearest allowed one; or reject, its chunk is refused.
-    hold_s: silence of the policy after which the arm holds. stop_s: after which that is a fault.
+    hold_s: time without a chunk after which the arm holds. heartbeat_s: without a sign of life of the policy's process.
+    stop_s: silence of either that is a fault.
     state_s, camera_s: silence of the arm's state and of a camera that is a fault.
     max_age_s: chunks whose observation is older are refused.
     clock_jump_s: difference between two clocks' progress that is a fault.
@@ -70,6 +70,7 @@ class SupervisorConfig:
 
     on_violation: Literal["clip", "reject"] = "clip"
     hold_s: float = 0.6
+    heartbeat_s: float = 0.08
     stop_s: float = 2.0
     state_s: float = 0.1
     camera_s: float = 0.5
@@ -96,7 +97,7 @@ class Supervisor:
         """Arm. Ignored while a fault is latched."""
         if self.status == "idle":
             self.status, self._first, self._clocks = "running", True, None
-            self._beats = {name: now for name in ("policy", "state", *self.cameras)}
+            self._beats = {name: now for name in ("policy", "heartbeat", "state", *self.cameras)}
 
     def stop(self) -> None:
         """Disarm; a fault stays."""
@@ -116,12 +117,12 @@ class Supervisor:
         self.status = "fault"
 
     def beat(self, name: str, stamp: float) -> None:
-        """Something of "state" or a camera has arrived that was captured at `stamp`."""
+        """Something of "state", "heartbeat" or a camera has arrived that was captured at `stamp`."""
         self._beats[name] = max(stamp, self._beats.get(name, stamp))
 
     def poll(self, now: float, wall: float) -> Status:
         """Call this in every control cycle, with a second clock that nobody sets (or the other way round)."""
-        if self._clocks is not None and self.status != "fault":
+        if self._clocks is not None and self.status in ("running", "holding"):
             jump = (now - self._clocks[0]) - (wall - self._clocks[1])
             if abs(jump) > self.config.clock_jump_s:
                 self.trip("CLOCK_JUMP", "clock", "time that runs steadily", f"a jump of {jump:+.3f} s")
@@ -139,11 +140,14 @@ class Supervisor:
                 code = "STATE_SILENT" if name == "state" else "CAMERA_SILENT"
                 self.trip(code, name, f"something new every {limit:g} s", f"nothing for {silent:.3f} s")
                 return
-        silent = now - self._beats["policy"]
-        if silent > config.stop_s:
-            self.trip("POLICY_SILENT", "policy", f"a chunk every {config.stop_s:g} s", f"nothing for {silent:.3f} s")
+        chunk, life = now - self._beats["policy"], now - self._beats["heartbeat"]
+        if max(chunk, life) > config.stop_s:
+            name = "chunk" if chunk > life else "heartbeat"
+            self.trip(
+                "POLICY_SILENT", "policy", f"a {name} every {config.stop_s:g} s", f"none for {max(chunk, life):.3f} s"
+            )
         else:
-            self.status = "holding" if silent > config.hold_s else "running"
+            self.status = "holding" if chunk > config.hold_s or life > config.heartbeat_s else "running"
 
     def review(self, waypoints: Waypoints, tool: Pose, now: float) -> Waypoints | None:
         """What may be executed of a chunk; None for nothing. `tool`: where it is."""
@@ -154,9 +158,14 @@ class Supervisor:
         if shapes != ((rows, 3), (rows, 4), (rows,)) or not rows:
             self.trip("CHUNK_SHAPE", "chunk", f"{rows} rows of 3, 4 and 1 numbers", str(shapes))
             return None
-        numbers = (waypoints.times, waypoints.positions, waypoints.rotations, waypoints.anchor.position)
+        anchor = waypoints.anchor
+        numbers = (waypoints.times, waypoints.positions, waypoints.rotations, anchor.position, anchor.rotation)
         if not all(np.isfinite(part).all() for part in numbers):
             self.trip("CHUNK_NOT_FINITE", "chunk", "finite numbers", "NaN or infinity")
+            return None
+        lengths = np.linalg.norm(np.concatenate([waypoints.rotations, anchor.rotation[None]]), axis=1)
+        if np.abs(lengths - 1).max() > 1e-2:
+            self.trip("CHUNK_ROTATION", "chunk", "unit quaternions", f"one of length {lengths.min():.3f}")
             return None
         age = now - waypoints.stamp
         if not -0.01 <= age <= self.config.max_age_s:
@@ -171,7 +180,6 @@ class Supervisor:
         self.counts["clipped_rows"] += violations
         self._first = False
         self._beats["policy"] = now
-        self.status = "running"
         return allowed
 
     def _near(self, waypoints: Waypoints, tool: Pose) -> bool:
@@ -222,56 +230,54 @@ class Supervisor:
 
 
 class Slew:
-    """Follows a reference within bounds of velocity and acceleration; exact where the reference keeps within them."""
+    """Follows a reference as a critically damped spring does, within bounds of velocity and acceleration.
 
-    def __init__(self, limits: Limits, pose: Pose):
-        self.limits = limits
+    A policy's references change their velocity at once; an arm driven with that swings. bandwidth: of the spring,
+    rad/s. lead: share of the reference's velocity that is fed forward; the lag is 2 (1 - lead) / bandwidth s.
+    """
+
+    def __init__(self, limits: Limits, pose: Pose, bandwidth: float = 20.0, lead: float = 0.5):
+        self.limits, self.bandwidth, self.lead = limits, bandwidth, lead
         self.pose = pose
         self.velocity, self.angular_velocity = np.zeros(3), np.zeros(3)
 
     def follow(self, wanted: Reference, dt: float) -> Reference:
         """Move for `dt` s; `wanted` is the reference at the end of them."""
-        limits = self.limits
-        behind = wanted.pose.position - wanted.velocity * dt - self.pose.position
+        limits, before = self.limits, self.velocity
         turn = Rotation.from_quat(wanted.pose.rotation) * Rotation.from_quat(self.pose.rotation).inv()
-        behind_turn = turn.as_rotvec() - wanted.angular_velocity * dt
-        self.velocity = _approach(
-            behind, wanted.velocity, self.velocity, limits.max_velocity, limits.max_acceleration, dt
-        )
-        self.angular_velocity = _approach(
-            behind_turn, wanted.angular_velocity, self.angular_velocity,
+        self.velocity = self._spring(
+            wanted.pose.position - self.pose.position, wanted.velocity, self.velocity,
+            limits.max_velocity, limits.max_acceleration, dt,
+        )  # fmt: skip
+        self.angular_velocity = self._spring(
+            turn.as_rotvec(), wanted.angular_velocity, self.angular_velocity,
             limits.max_angular_velocity, limits.max_angular_acceleration, dt,
         )  # fmt: skip
-        return self._move(dt, wanted.gripper_open)
+        return self._move(dt, wanted.gripper_open, before)
+
+    def _spring(
+        self, behind: np.ndarray, target: np.ndarray, velocity: np.ndarray, fastest: float, strongest: float, dt: float
+    ) -> np.ndarray:
+        """The velocity `[3]` after `dt` s."""
+        acceleration = self.bandwidth**2 * behind + 2 * self.bandwidth * (self.lead * target - velocity)
+        return _shortened(velocity + _shortened(acceleration, strongest) * dt, fastest)
 
     def brake(self, dt: float, gripper_open: bool) -> Reference:
         """Move for `dt` s, slowing down as quickly as allowed, wherever that ends."""
-        limits = self.limits
+        limits, before = self.limits, self.velocity
         self.velocity = self.velocity - _shortened(self.velocity, limits.max_acceleration * dt)
         self.angular_velocity = self.angular_velocity - _shortened(
             self.angular_velocity, limits.max_angular_acceleration * dt
         )
-        return self._move(dt, gripper_open)
+        return self._move(dt, gripper_open, before)
 
-    def _move(self, dt: float, gripper_open: bool) -> Reference:
+    def _move(self, dt: float, gripper_open: bool, before: np.ndarray) -> Reference:
         limits = self.limits
         position = np.clip(self.pose.position + self.velocity * dt, limits.workspace_low, limits.workspace_high)
         rotation = Rotation.from_rotvec(self.angular_velocity * dt) * Rotation.from_quat(self.pose.rotation)
         self.pose = Pose(position, rotation.as_quat(canonical=True))
-        return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open)
-
-
-def _approach(
-    behind: np.ndarray, target: np.ndarray, velocity: np.ndarray, fastest: float, strongest: float, dt: float
-) -> np.ndarray:
-    """The next velocity `[3]`: the target's, and as much more as closes `behind` `[3]` without overshooting."""
-    distance = float(np.linalg.norm(behind))
-    closing = behind / dt
-    brakable = math.sqrt(2 * strongest * distance)  # from this speed it can stop within the distance
-    if distance / dt > brakable:
-        closing = behind * (brakable / distance)
-    wanted = _shortened(target + closing, fastest)
-    return velocity + _shortened(wanted - velocity, strongest * dt)
+        acceleration = (self.velocity - before) / dt
+        return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open, acceleration)
 
 
 def _shortened(vector: np.ndarray, length: float) -> np.ndarray:

@@ -7,6 +7,8 @@ The `shifted` preset changes physics and cameras further; it stands for a world 
 
 import contextlib
 import multiprocessing as mp
+import signal
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +32,9 @@ from franky_sim.mujoco_simulator import MujocoSimulator  # noqa: E402
 OBJECTS, RECEPTACLES = 4, 2  # slots: no variant has more
 PARKED = (-1.0, 1.5)  # x and y in m of what an episode doesn't use
 START_S = 60  # at most, until a twin serves
+EXCHANGE_S = 0.002  # between the states that the arm sends
+PACE_EXCHANGES = 500  # over which the pace is measured
+ANSWER_S = 0.01  # at most, that a step waits for the driver's torques
 PREFIX = "robot0_"  # of the names that franky-sim gives to the parts of its first robot
 
 
@@ -77,7 +82,7 @@ class TwinConfig:
 
     cameras: CameraOptions = field(default_factory=CameraOptions)
     physics: PhysicsOptions = field(default_factory=PhysicsOptions)
-    initial_joints: tuple[float, ...] = (0.0, 0.05, 0.0, -2.35, 0.0, 2.40, 0.7853981)
+    initial_joints: tuple[float, ...] = (0.0, -0.1008, 0.0, -2.4942, 0.0, 2.3933, -0.7854)
     seed: int = 0
 
 
@@ -106,28 +111,21 @@ class Verdict:
 
 
 class Twin:
-    """Runs in a process of its own: physics and protocol in one thread, cameras in another.
+    """The physics, in a process of its own: arm, objects, and the arm's network protocol.
 
-    on_frame: called with every frame, in the cameras' thread. address: what the driver connects to, once started.
+    `shown` gets the configuration for the cameras. address: what the driver connects to, once started.
     """
 
-    def __init__(self, config: TwinConfig, on_frame: Callable[[Frame], None] | None = None):
-        self.config, self.on_frame = config, on_frame
+    def __init__(self, config: TwinConfig, shown: "_Shown"):
+        self.config, self.shown = config, shown
         self.address = ""
-        self._frozen: set[str] = set()
         self._episode: Episode | None = None
         self._pending: Episode | None = None
         self._over = False
-        self._failure: Exception | None = None
         self._changed = Condition()
-        self._snapshot: np.ndarray | None = None
-        self._stamp = 0.0
-        self._wanted = False
-        self._random = np.random.default_rng(config.seed)
-        self._shown: dict[str, np.ndarray] = {}
 
-    def run(self, started: Callable[[str], None] | None = None) -> None:
-        """Serve until `stop`."""
+    def run(self, started: Callable[[str, Any], None]) -> None:
+        """Serve until `stop`; `started` gets the address and the model that the cameras are to see."""
         with MujocoSimulator() as simulator:
             robot = simulator.add_robot(initial_q=self.config.initial_joints, initial_hand_width=0.08)
             self._furnish(simulator)
@@ -136,16 +134,8 @@ class Twin:
                 self._model, self._data = simulator.model, simulator.data
                 self._finish_model()
                 self.address = str(robot.hostname)
-                cameras = Thread(target=self._run_cameras, name="cameras", daemon=True)
-                if self.on_frame:
-                    cameras.start()
-                if started:
-                    started(self.address)
+                started(self.address, self._model)
                 self._serve(server)
-                if self.on_frame:
-                    cameras.join()
-                if self._failure:
-                    raise self._failure
 
     def stop(self) -> None:
         self._over = True
@@ -155,10 +145,6 @@ class Twin:
         with self._changed:
             self._pending = episode
             self._changed.wait_for(lambda: self._pending is None or self._over)
-
-    def freeze(self, *cameras: str) -> None:
-        """These cameras publish their last image from now on; none thaws all."""
-        self._frozen = set(cameras)
 
     def judge(self) -> Verdict:
         """Whether the task of the present episode is done."""
@@ -175,11 +161,37 @@ class Twin:
         return Verdict(done, float(np.hypot(position[0] - goal.x, position[1] - goal.y)), left and right)
 
     def _serve(self, server: Any) -> None:
-        """Steps of 1 ms on the wall clock; after a delay it catches up by no more than 20 ms."""
-        due = time.perf_counter()
+        """Physics of 1 kHz on the wall clock; after a delay it catches up by no more than 20 ms.
+
+        The arm talks to its driver every 2 ms, which halves what a step costs. A step waits for the torques that
+        answer the state before it, as an arm gets them from a realtime kernel: without one they come when they come,
+        and a stiff controller with dead time oscillates.
+        """
+        arm, answered, simulator = server.robot_servers[0], [0], server.sim
+        handle = arm._handle_udp_command
+
+        def note(command: bytes) -> None:
+            (answered[0],) = struct.unpack_from("<Q", command)  # number of the state that it answers
+            handle(command)
+
+        arm._handle_udp_command = note
+        due = paced = time.perf_counter()
+        exchanges = 0
         while not self._over:
-            server.run_once(realtime=0.0)
-            due = max(due + 0.001, time.perf_counter() - 0.02)
+            arm.process_commands()
+            simulator._step()
+            simulator.step()
+            sent = arm._FrankaServer__message_id
+            arm.send_state()
+            limit = time.perf_counter() + ANSWER_S
+            while arm.current_motion_id and answered[0] < sent and time.perf_counter() < limit:
+                time.sleep(5e-5)
+                arm._process_udp_commands()
+            now = time.perf_counter()
+            exchanges += 1
+            if exchanges % PACE_EXCHANGES == 0:
+                self.shown.pace.value, paced = PACE_EXCHANGES * EXCHANGE_S / (now - paced), now
+            due = max(due + EXCHANGE_S, now - 0.02)
             time.sleep(max(0.0, due - time.perf_counter()))
 
     def _furnish(self, simulator: Any) -> None:
@@ -218,34 +230,13 @@ class Twin:
         model.cam_quat[camera] = quaternion
 
     def _after_step(self) -> None:
-        """In the physics' thread, after every step: lay out what is asked for, hand the cameras a state."""
+        """After every exchange: lay out what is asked for, show the cameras the configuration."""
         with self._changed:
             if self._pending is not None:
-                self._dress(self._pending)
+                dress(self._model, self._items, self._pending, self.config.physics, self._data)
                 self._episode, self._pending = self._pending, None
                 self._changed.notify_all()
-            if self._wanted:
-                self._snapshot, self._stamp, self._wanted = self._data.qpos.copy(), time.time(), False
-                self._changed.notify_all()
-
-    def _dress(self, episode: Episode) -> None:
-        physics = self.config.physics
-        for kind, placements, count in (
-            ("object", episode.objects, OBJECTS), ("receptacle", episode.receptacles, RECEPTACLES)
-        ):  # fmt: skip
-            for index in range(count):
-                slot = f"{kind}{index}"
-                parked = Placement(mjcf.ITEMS["red cube"], PARKED[0], PARKED[1] + 0.2 * index, 0.0)
-                placement = placements[index] if index < len(placements) else parked
-                mjcf.dress(self._model, self._items, slot, placement.item.name)
-                mjcf.lay(self._model, self._data, slot, placement)
-                body = self._model.body(slot)
-                if kind == "object":
-                    body.mass[:] *= physics.object_mass
-                    body.inertia[:] *= physics.object_mass
-                    first = int(body.geomadr[0])
-                    self._model.geom_friction[first : first + mjcf.MAX_PARTS] *= physics.object_friction
-        self._model.geom("table").matid[:] = self._model.material(f"table{episode.table}").id
+        self.shown.write(self._data.qpos)
 
     def _touching(self) -> tuple[bool, bool]:
         """Whether the left and the right pad touch the target."""
@@ -257,70 +248,96 @@ class Twin:
                 touched |= {a, b}
         return self._pads[0] in touched, self._pads[1] in touched
 
-    def _run_cameras(self) -> None:
-        try:
-            self._film()
-        except Exception as error:  # without its cameras the twin is of no use
-            self._failure, self._over = error, True
 
-    def _film(self) -> None:
-        """Both cameras, again and again."""
-        options = self.config.cameras
-        context = mujoco.GLContext(options.size, options.size)
-        context.make_current()
-        renderer = _Renderer(self._model, options.size)
-        due = time.perf_counter()
-        while not self._over:
-            due = max(due + 1 / options.rate_hz, time.perf_counter())
-            time.sleep(max(0.0, due - time.perf_counter()))
-            with self._changed:
-                self._wanted = True
-                self._changed.wait_for(lambda: not self._wanted or self._over, timeout=1.0)
-                qpos, stamp = self._snapshot, self._stamp
-            if qpos is None:
-                continue
-            renderer.place(qpos)
-            images = {name: self._develop(renderer.image(name)) for name in CAMERAS}
-            time.sleep(max(0.0, stamp + options.delay_s - time.time()))
-            for name, image in images.items():
-                if name in self._frozen and name in self._shown:
-                    image = self._shown[name]
-                self._shown[name] = image
-                if self._random.random() >= options.drop and self.on_frame:
-                    self.on_frame(Frame(name, stamp, image))
-        renderer.close()
-        context.free()
+def dress(model: Any, items: Any, episode: Episode, physics: PhysicsOptions, data: Any = None) -> None:
+    """Give the model's slots the shapes and looks of an episode's items; with `data` lay them where they belong."""
+    for kind, placements, count in (
+        ("object", episode.objects, OBJECTS), ("receptacle", episode.receptacles, RECEPTACLES)
+    ):  # fmt: skip
+        for index in range(count):
+            slot = f"{kind}{index}"
+            parked = Placement(mjcf.ITEMS["red cube"], PARKED[0], PARKED[1] + 0.2 * index, 0.0)
+            placement = placements[index] if index < len(placements) else parked
+            mjcf.dress(model, items, slot, placement.item.name)
+            if data is not None:
+                mjcf.lay(model, data, slot, placement)
+            body = model.body(slot)
+            if kind == "object":
+                body.mass[:] *= physics.object_mass
+                body.inertia[:] *= physics.object_mass
+                first = int(body.geomadr[0])
+                model.geom_friction[first : first + mjcf.MAX_PARTS] *= physics.object_friction
+    model.geom("table").matid[:] = model.material(f"table{episode.table}").id
 
-    def _develop(self, image: np.ndarray) -> np.ndarray:
-        """Brightness and noise of a real sensor."""
-        options = self.config.cameras
-        noisy = image * options.gain + self._random.normal(0.0, options.noise, image.shape)
-        return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+
+class _Shown:
+    """The configuration that the cameras see, in memory that both processes share."""
+
+    SIZE = 128
+
+    def __init__(self, context: Any):
+        self._values = context.Array("d", self.SIZE + 2)
+        self.pace = context.Value("d", 1.0, lock=False)
+
+    def write(self, qpos: np.ndarray) -> None:
+        """Skipped while it is being read: the next one comes in 2 ms."""
+        lock = self._values.get_lock()
+        if lock.acquire(block=False):
+            try:
+                values = np.frombuffer(self._values.get_obj())
+                values[0], values[1] = time.time(), len(qpos)
+                values[2 : 2 + len(qpos)] = qpos
+            finally:
+                lock.release()
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """When it was so, s, and the configuration; empty before the first one."""
+        with self._values.get_lock():
+            values = np.frombuffer(self._values.get_obj()).copy()
+        return float(values[0]), values[2 : 2 + int(values[1])]
 
 
 class TwinProcess:
-    """A twin in a process of its own; frames arrive in `on_frame`, in a thread of this one."""
+    """A twin whose physics runs in a process of its own; its cameras run in a thread of this one.
+
+    on_frame: called with every frame, in that thread. address: what the driver connects to. failure: what broke the
+    cameras off.
+    """
 
     def __init__(self, config: TwinConfig | None = None, on_frame: Callable[[Frame], None] | None = None):
         context = mp.get_context("spawn")
+        self.config = config or TwinConfig()
         self._ours, theirs = context.Pipe()
-        self._frames = context.Queue() if on_frame else None
+        self._shown = _Shown(context)
         self._lock = Lock()
-        arguments = (config or TwinConfig(), theirs, self._frames)
-        self.process = context.Process(target=_serve_twin, args=arguments, daemon=True)
+        self._over = False
+        self._frozen: set[str] = set()
+        self._episode: Episode | None = None
+        self._random = np.random.default_rng(self.config.seed)
+        self.failure = ""
+        self.process = context.Process(target=_serve_twin, args=(self.config, theirs, self._shown), daemon=True)
         self.process.start()
         if not self._ours.poll(START_S):
             self.process.kill()
             raise SimrealError(
                 f"the twin did not start within {START_S} s", code="TWIN", remedy="`vla doctor` tests its rendering."
             )
-        self.address: str = self._receive()
+        self.address: str
+        self.address, self._model = self._receive()
+        self._on_frame = on_frame
+        self._cameras = Thread(target=self._run_cameras, name="cameras", daemon=True)
         if on_frame:
-            Thread(target=self._forward, args=(on_frame,), name="frames", daemon=True).start()
+            self._cameras.start()
+
+    @property
+    def pace(self) -> float:
+        """Simulated time over wall time; where it is much below 1, the machine is too slow for what the twin shows."""
+        return float(self._shown.pace.value)
 
     def lay_out(self, episode: Episode) -> None:
         """Put the objects of an episode on the table."""
         self._ask("lay_out", episode)
+        self._episode = episode
 
     def judge(self) -> Verdict:
         """Whether the task of the present episode is done."""
@@ -329,10 +346,13 @@ class TwinProcess:
 
     def freeze(self, *cameras: str) -> None:
         """These cameras publish their last image from now on; none thaws all."""
-        self._ask("freeze", *cameras)
+        self._frozen = set(cameras)
 
     def stop(self) -> None:
         """End the process."""
+        self._over = True
+        if self._cameras.ident is not None:
+            self._cameras.join(2)
         if self.process.is_alive():
             with self._lock, contextlib.suppress(OSError):
                 self._ours.send(("stop",))
@@ -353,28 +373,65 @@ class TwinProcess:
             raise answer
         return answer
 
-    def _forward(self, on_frame: Callable[[Frame], None]) -> None:
-        assert self._frames is not None
-        while True:
-            on_frame(self._frames.get())
+    def _run_cameras(self) -> None:
+        try:
+            self._film()
+        except Exception as error:  # without its cameras the twin is of no use
+            self.failure = f"its cameras: {error}"
+
+    def _film(self) -> None:
+        """Both cameras, again and again."""
+        options, model = self.config.cameras, self._model
+        context = mujoco.GLContext(options.size, options.size)
+        context.make_current()
+        renderer = _Renderer(model, options.size)
+        items = mujoco.MjModel.from_xml_string(mjcf.library())
+        drawn: Episode | None = None
+        last: dict[str, np.ndarray] = {}
+        due = time.perf_counter()
+        while not self._over:
+            due = max(due + 1 / options.rate_hz, time.perf_counter())
+            time.sleep(max(0.0, due - time.perf_counter()))
+            stamp, qpos = self._shown.read()
+            if not len(qpos):
+                continue
+            if self._episode is not drawn and self._episode is not None:
+                drawn = self._episode
+                dress(model, items, drawn, self.config.physics)
+            renderer.place(qpos)
+            images = {name: self._develop(renderer.image(name)) for name in CAMERAS}
+            time.sleep(max(0.0, stamp + options.delay_s - time.time()))
+            for name, image in images.items():
+                last[name] = last[name] if name in self._frozen and name in last else image
+                if self._random.random() >= options.drop and self._on_frame:
+                    self._on_frame(Frame(name, stamp, last[name]))
+        renderer.close()
+        context.free()
+
+    def _develop(self, image: np.ndarray) -> np.ndarray:
+        """Brightness and noise of a real sensor."""
+        options = self.config.cameras
+        noisy = image * options.gain + self._random.normal(0.0, options.noise, image.shape)
+        return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
 
-def _serve_twin(config: TwinConfig, pipe: Any, frames: Any) -> None:
+def _serve_twin(config: TwinConfig, pipe: Any, shown: _Shown) -> None:
     """The process of a `TwinProcess`; it ends with its parent."""
 
     def answer() -> None:
-        requests = {"lay_out": twin.lay_out, "judge": twin.judge, "freeze": twin.freeze}
+        requests = {"lay_out": twin.lay_out, "judge": twin.judge}
         with contextlib.suppress(EOFError, OSError):
             while (request := pipe.recv())[0] != "stop":
                 pipe.send(requests[request[0]](*request[1:]))
         twin.stop()
 
-    def started(address: str) -> None:
-        pipe.send(address)
+    def started(address: str, model: Any) -> None:
+        pipe.send((address, model))
         Thread(target=answer, name="requests", daemon=True).start()
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one in order
+    twin = Twin(config, shown)
     try:
-        twin = Twin(config, frames.put if frames else None)
         twin.run(started)
     except Exception as error:  # told to whoever started it
         pipe.send(SimrealError(f"the twin failed: {error}", code="TWIN", remedy="`vla doctor` tests its rendering."))

@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import Tabletop, TabletopConfig
-from training.run import check_options, write_json
+from training.run import check_options
 from vla.cli import Command
 from vla.errors import SimrealError
+from vla.results import write_json
 from vla.tasks.expert import Expert
 from vla.tasks.put_on_plate import MAX_STEPS, sample_episode
 from vla.types import Observation

@@ -20,13 +20,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from scipy.stats import binomtest
 
 from training import envs
 from training.envs.base import EpisodeRequest
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.policy import Policy
+from vla.results import score
 from vla.tasks.put_on_plate import VARIANTS, axis_of
 from vla.types import Observation
 
@@ -129,22 +129,6 @@ def play(
 
 def _blinded(seen: Observation) -> Observation:
     return Observation({k: np.zeros_like(v) for k, v in seen.images.items()}, seen.state, seen.instruction, seen.stamps)
-
-
-def interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate."""
-    bounds = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
-    return float(bounds.low), float(bounds.high)
-
-
-def score(successes: int, episodes: int) -> dict[str, Any]:
-    """The entry of a variant or an axis in the JSON file."""
-    return {
-        "successes": successes,
-        "episodes": episodes,
-        "rate": successes / episodes,
-        "wilson95": list(interval(successes, episodes)),
-    }
 
 
 def summarize(results: Mapping[str, Sequence[EpisodeResult]], config: EvalConfig) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from training.demos import DemosConfig, demos
 from training.evaluate import EvalConfig, evaluate
 from training.pipeline.engine import PlacementConfig
 from training.report import ReportConfig, report
-from training.run import write_json
 from training.sft import SftConfig, sft
 from training.train import EnvConfig, TrainConfig, train
 from vla.cli import Command
+from vla.results import write_json
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class QuickstartConfig:
     scenes: int = 12_000
     scene_samples: int = 110_000
     samples: int = 48_000
-    iterations: int = 90
+    iterations: int = 80
     slots: int = 32
     decisions: int = 32
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -13,13 +13,14 @@ import matplotlib
 import numpy as np
 
 from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
-from training.run import machine, write_json
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import VARIANTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from vla.results import machine, write_json
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -58,7 +59,7 @@ def report(config: ReportConfig) -> None:
     summary = {
         "commit": provenance["commit"],
         "seed": provenance["seed"],
-        "machine": machine(),
+        "machine": machine("mujoco", "torch", "ray"),
         "sft": scores["sft"]["axes"],
         "rl": scores["rl"]["axes"],
         "variants": {name: scores[name]["variants"] for name in scores},

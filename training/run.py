@@ -3,11 +3,7 @@
 import fcntl
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vla import options
 from vla.errors import SimrealError
+from vla.results import write_json
 
 KEEP = 2  # states
 LOCK = "lock"
@@ -116,37 +113,6 @@ def check_options(file: Path, config: Any, ignore: tuple[str, ...]) -> dict[str,
                 remedy="Choose another out=, delete the folder, or give its options to go on with it.",
             )  # fmt: skip
     return record
-
-
-def commit() -> str:
-    """Commit of the code that runs, with -dirty if it was changed since; "" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except OSError:  # no git
-        return ""
-    return found.stdout.strip()
-
-
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_1_min": os.getloadavg()[0],
-        "rendering": os.environ.get("MUJOCO_GL", ""),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("mujoco", "torch", "ray")},
-    }
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Write beside and rename."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(data, indent=1))
-    temporary.rename(file)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

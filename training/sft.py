@@ -29,13 +29,14 @@ from training import demos, state
 from training.algorithms.ppo import privileged_loss
 from training.augmentation import augment
 from training.envs.tabletop import Tabletop
-from training.run import check_options, commit, write_json
+from training.run import check_options
 from vla import checkpoint
 from vla.cli import Command
 from vla.codec import Codec
 from vla.errors import SimrealError
 from vla.models.openvla_oft import OFTConfig, OpenVLAOFT, smoothed_cross_entropy
 from vla.policy import Policy, Provenance
+from vla.results import commit, write_json
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tasks.put_on_plate import training_sentences
 from vla.tokenizer import train_tokenizer

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, plan, ray_session
-from training.run import RunFolder, write_json
+from training.run import RunFolder
 from vla.cli import Command
+from vla.results import write_json
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ them before the first action. A mismatch is always an error, never a silent fix.
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from vla import schema
@@ -130,6 +131,15 @@ class PolicyContract:
     @staticmethod
     def from_json(text: str) -> "PolicyContract":
         return schema.load(PolicyContract, text, "contract", ContractError)
+
+    @staticmethod
+    def read(path: str | Path) -> "PolicyContract":
+        """The contract of a checkpoint's folder, or of a contract.json."""
+        file = Path(path) / "contract.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            remedy = "Check the path; a checkpoint is a folder with a contract.json."
+            raise ContractError(Fault("CONTRACT_MISSING", str(file), "a file", "nothing", remedy))
+        return PolicyContract.from_json(file.read_text(encoding="utf-8"))
 
     def check(self, offered: "PolicyContract", consumer: str) -> None:
         """Raise ContractError, with every incompatibility, if the consumer can't run this policy.

@@ -118,12 +118,12 @@ def test_an_observation_is_answered_from_where_the_tool_was_to_be_then() -> None
 
 def test_the_next_chunk_is_asked_for_in_time_for_its_delay() -> None:
     made = executor(execute=6, delay_s=0.1)
-    assert made.wants_chunk(0.0)
+    assert made.due() <= 0.0
     give(made, chunk(0.0), 0.02)
-    assert not made.wants_chunk(0.19) and made.wants_chunk(0.21)  # 6 rows end at 0.3
+    assert made.due() > 0.19 and made.due() <= 0.21  # 6 rows end at 0.3
     for number in range(10):
         made.delay.add(0.2 + 0.001 * number)
-    assert made.wants_chunk(0.1) and not made.wants_chunk(0.08)
+    assert made.due() <= 0.1 and made.due() > 0.08
 
 
 def test_plain_chunks_begin_on_arrival_with_their_first_row() -> None:
@@ -138,7 +138,7 @@ def test_plain_chunks_begin_on_arrival_with_their_first_row() -> None:
 def test_synchronous_chunks_wait_for_the_end_of_the_one_before() -> None:
     made = executor("synchronous")
     give(made, chunk(0.0), 0.08)
-    assert not made.wants_chunk(0.47) and made.wants_chunk(0.481)
+    assert made.due() > 0.47 and made.due() <= 0.481
     assert not made.reference(0.49).velocity.any()
 
 

@@ -71,7 +71,7 @@ def test_the_arm_holds_follows_and_stops(arm: FrankaArm) -> None:
         return Reference(moved, np.array([0, 0, -speed]), np.zeros(3), True)
 
     distances = drive(arm, 1.5, down)
-    assert max(distances) < 0.03 and distances[-1] < 0.006
+    assert max(distances) < 0.05 and distances[-1] < 0.006
     arm.end()
     assert not arm.under_control
     arm.end()
@@ -96,7 +96,10 @@ def test_gripper_commands_coalesce_to_the_last(arm: FrankaArm) -> None:
 
 
 def test_home_is_where_the_configuration_says(arm: FrankaArm, config: ArmConfig) -> None:
-    arm.home()
+    arm.start_home()
+    while arm.homing():
+        time.sleep(0.02)
+    time.sleep(0.5)
     assert np.abs(arm.state().joints - config.home).max() < 0.02
 
 

@@ -11,10 +11,11 @@ import pytest
 from training import evaluate
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import Tabletop, TabletopConfig
-from training.evaluate import EpisodeResult, EvalConfig, interval, play, score, summarize
+from training.evaluate import EpisodeResult, EvalConfig, play, summarize
 from vla.errors import CodedError, SimrealError
 from vla.models.openvla_oft import OFTConfig
 from vla.policy import Policy
+from vla.results import interval, score
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tasks.expert import Expert
 from vla.tasks.put_on_plate import ALL_VARIANTS, MAX_STEPS, VARIANTS, axis_of, training_sentences

@@ -17,11 +17,12 @@ from point_env import untrained
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.engine import PlacementConfig
-from training.run import RunFolder, commit
+from training.run import RunFolder
 from training.train import EnvConfig, TrainConfig, train
 from vla.checkpoint import load
 from vla.contract import ContractError
 from vla.errors import SimrealError
+from vla.results import commit
 
 TINY = (
     "env=null", "env.name=point_env:make", "env.settings.image_size=16", "env.settings.chunk=2",

@@ -16,9 +16,9 @@ from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
-from training.run import commit
 from vla.errors import SimrealError
 from vla.policy import Policy
+from vla.results import commit
 from vla.types import ModelInputs
 
 STATE, CRITIC, PERCEPTION = "learner.safetensors", "critic.safetensors", "perception.safetensors"

@@ -1,0 +1,240 @@
+"""The conductor: plays trials on the twin, through the nodes' own services and topics."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition, Thread
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+
+from deployment.trials import Trace, Trial
+from vla.errors import SimrealError
+from vla_policy import messages
+from vla_policy.names import LATENCY, PACE, PERIOD
+
+READY_S = 90.0
+HOME_S = 30.0
+REST_S = 10.0
+POLL_S = 0.05
+AGAIN = 2  # how often a faulted trial is repeated
+
+
+class Conductor:
+    """Talks to the graph in `namespace`; `ended` names a process of it that has ended."""
+
+    def __init__(self, namespace: str, ended: Callable[[], str]):
+        self._ended = ended
+        self.latency_ms: list[float] = []
+        self.period_error_ms: list[float] = []
+        self.pace: list[float] = []
+        self._context = Context()
+        rclpy.init(context=self._context, args=[])
+        self.node = rclpy.create_node("conductor", namespace=namespace, context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._changed = Condition()
+        self.status, self._success = "", False
+        node, latched = self.node, messages.LATCHED
+        node.create_subscription(String, "franka_node/status", self._on_status, latched)
+        node.create_subscription(Bool, "twin_node/success", self._on_success, latched)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._triggers = {
+            name: node.create_client(Trigger, name)
+            for name in (
+                *(f"franka_node/{n}" for n in ("start", "stop", "home", "reset_fault")),
+                *(f"twin_node/{n}" for n in ("lay_out", "judge")),
+            )
+        }
+        self._parameters = node.create_client(SetParameters, "twin_node/set_parameters")
+        self._thread = Thread(target=self._spin, name="conductor", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Conductor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(0.5)
+        rclpy.try_shutdown(context=self._context)
+        self._thread.join(2.0)
+
+    def wait_until_ready(self) -> None:
+        """Until the arm can be started: every node is up and the policy sees."""
+        self._until(lambda: all(c.service_is_ready() for c in self._triggers.values()), READY_S, "the nodes' services")
+        self._until(lambda: self.status == "idle", READY_S, "franka_node")
+        self._home()
+        end = time.monotonic() + READY_S
+        while True:
+            ready, text = self.trigger("franka_node/start")
+            if ready:
+                break
+            if time.monotonic() > end:
+                raise SimrealError(f"franka_node does not start: {text}", code="NOT_READY")
+            self._check()
+            time.sleep(0.3)
+        self._rest()
+
+    def play(self, seed: int, variant: str, limit_s: float) -> Trial:
+        """One trial from the home position; a faulted one is repeated, and never scored."""
+        for _ in range(AGAIN + 1):
+            trial = self._play(seed, variant, limit_s)
+            if not trial.fault:
+                break
+        return trial
+
+    def prepare(self, seed: int, variant: str) -> str:
+        """The arm at home, the scene laid out; the instruction. A fault is reset."""
+        if self.status == "fault":
+            self._demand("franka_node/reset_fault")
+        elif self.status != "idle":
+            self._rest()
+        self._home()
+        self._configure(seed=seed, variant=variant)
+        instruction = self._demand("twin_node/lay_out")
+        time.sleep(0.3)  # frames of the new scene
+        return instruction
+
+    @contextmanager
+    def tracing(self) -> Iterator[list[tuple[float, np.ndarray]]]:
+        """Where the tool is to be in the meantime: times in s and positions `[3]` in m."""
+        trace: list[tuple[float, np.ndarray]] = []
+
+        def note(message: PoseStamped) -> None:
+            trace.append((messages.to_seconds(message.header.stamp), messages.read_pose(message).position))
+
+        subscription = self.node.create_subscription(PoseStamped, "target_pose", note, messages.SENSOR)
+        try:
+            yield trace
+        finally:
+            self.node.destroy_subscription(subscription)
+
+    def wait_for_speed(self, speed: float, seconds: float) -> bool:
+        """Until the tool is to move at `speed` m/s."""
+        end = time.monotonic() + seconds
+        with self.tracing() as trace:
+            while time.monotonic() < end:
+                time.sleep(0.02)
+                if len(trace) > 6:
+                    (t0, p0), (t1, p1) = trace[-6], trace[-1]
+                    if np.linalg.norm(p1 - p0) > speed * max(t1 - t0, 1e-3):
+                        return True
+        return False
+
+    def trigger(self, service: str, timeout_s: float = 15.0) -> tuple[bool, str]:
+        """Call a Trigger service: whether it succeeded, and what it said."""
+        answer: Any = self._call(self._triggers[service], Trigger.Request(), service, timeout_s)
+        return bool(answer.success), str(answer.message)
+
+    def _play(self, seed: int, variant: str, limit_s: float) -> Trial:
+        instruction = self.prepare(seed, variant)
+        with self._changed:
+            self._success = False
+        begun = time.monotonic()
+        with self.tracing() as trace:
+            self._demand("franka_node/start")
+            with self._changed:
+                self._changed.wait_for(lambda: self._success or self.status == "fault", limit_s)
+                success, faulted = self._success, self.status == "fault"
+        seconds = time.monotonic() - begun
+        fault = ""
+        if faulted and not success:
+            _, fault = self.trigger("franka_node/start")  # the refusal says which
+        else:
+            self._rest()
+        verdict = json.loads(self._demand("twin_node/judge"))
+        times, positions = [t for t, _ in trace], [p for _, p in trace]
+        return Trial(
+            seed, variant, instruction, success, seconds, verdict["distance_m"], fault,
+            Trace(np.array(times), np.array(positions)) if trace else None,
+        )  # fmt: skip
+
+    def _home(self) -> None:
+        self._demand("franka_node/home")
+        self._until(lambda: self.status == "homing", 1.0, "", required=False)
+        self._until(lambda: self.status == "idle", HOME_S, "the arm at home")
+
+    def _rest(self) -> None:
+        self._demand("franka_node/stop")
+        end = time.monotonic() + REST_S
+        while self.trigger("franka_node/stop")[1] != "stopped":
+            if time.monotonic() > end:
+                raise SimrealError("the arm does not come to rest", code="NOT_READY")
+            time.sleep(POLL_S)
+
+    def _configure(self, **values: Any) -> None:
+        request = SetParameters.Request()
+        request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        answer: Any = self._call(self._parameters, request, "set_parameters", 15.0)
+        for result in answer.results:
+            if not result.successful:
+                raise SimrealError(f"the twin refuses {values}: {result.reason}", code="PARAMETER")
+
+    def _demand(self, service: str) -> str:
+        success, text = self.trigger(service)
+        if not success:
+            raise SimrealError(f"{service}: {text}", code="REFUSED")
+        return text
+
+    def _call(self, client: Any, request: Any, name: str, timeout_s: float) -> Any:
+        future = client.call_async(request)
+        end = time.monotonic() + timeout_s
+        while not future.done():
+            self._check()
+            if time.monotonic() > end:
+                raise SimrealError(f"{name} did not answer within {timeout_s:g} s", code="NO_ANSWER")
+            time.sleep(0.005)
+        return future.result()
+
+    def _until(self, condition: Callable[[], bool], seconds: float, what: str, required: bool = True) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            self._check()
+            if time.monotonic() > end:
+                if required:
+                    raise SimrealError(f"{what} did not come up within {seconds:g} s", code="NOT_READY")
+                return
+            time.sleep(POLL_S)
+
+    def _check(self) -> None:
+        if reason := self._ended():
+            raise SimrealError(reason, code="NODE_ENDED")
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            return
+
+    def _on_status(self, message: String) -> None:
+        with self._changed:
+            self.status = message.data
+            self._changed.notify_all()
+
+    def _on_success(self, message: Bool) -> None:
+        with self._changed:
+            self._success = message.data
+            self._changed.notify_all()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        space = self.node.get_namespace().rstrip("/")
+        for status in message.status:
+            values = {v.key: v.value for v in status.values}
+            if status.name == f"{space}/franka_node":
+                self.latency_ms += [float(v) for v in values.get(f"{LATENCY} samples", "").split()]
+                if values.get("status") == "running":
+                    self.period_error_ms += [float(v) for v in values.get(f"{PERIOD} samples", "").split()]
+            elif status.name == f"{space}/twin_node":
+                self.pace.append(float(values[PACE]))

@@ -1,0 +1,65 @@
+"""What the nodes' processes have in common: they start, spin, and end in order with a plain message."""
+
+import signal
+import sys
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.experimental import EventsExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from std_srvs.srv import Trigger
+
+from vla.errors import SimrealError
+
+
+def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
+    """Spin a node until SIGINT or SIGTERM, then call its `close`; the exit code, 2 after an expected error."""
+    rclpy.init(args=arguments, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+    over = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    node = None
+    try:
+        node = make()
+        executor = EventsExecutor()  # a fraction of the other executors' cost
+        executor.add_node(node)
+        while not over.is_set() and rclpy.ok() and not getattr(node, "failed", ""):
+            executor.spin_once(timeout_sec=0.1)
+        if getattr(node, "failed", ""):
+            print(f"{node.get_name()}: {node.failed}", file=sys.stderr, flush=True)
+            return 2
+        return 0
+    except (SimrealError, ValueError) as error:
+        print(f"{node.get_name() if node else 'node'}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except ExternalShutdownException:
+        return 0
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def offer(node: Node, name: str, request: Callable[[], str]) -> None:
+    """A Trigger service; a SimrealError becomes a refusal in words."""
+
+    def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            response.success, response.message = True, request()
+        except SimrealError as error:
+            response.success, response.message = False, str(error)
+        return response
+
+    node.create_service(Trigger, f"~/{name}", answer)
+
+
+def bring_up(node: Any) -> None:
+    """Configure and activate a lifecycle node by itself; `failed` says why it could not."""
+    success = TransitionCallbackReturn.SUCCESS
+    if node.trigger_configure() != success or node.trigger_activate() != success:
+        node.failed = node.failed or "it could not be activated, see above"

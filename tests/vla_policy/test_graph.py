@@ -1,0 +1,49 @@
+"""The graph: which nodes run, with which parameters, and what is refused before anything starts."""
+
+import pytest
+from vla_policy import graph
+
+
+def test_the_twin_takes_the_place_of_arm_and_cameras() -> None:
+    nodes = {node.executable: node.parameters for node in graph.nodes({"checkpoint": "/c", "use_sim": "true"})}
+    assert list(nodes) == ["twin_node", "policy_node", "franka_node"]
+    assert nodes["franka_node"]["start"] is True and nodes["franka_node"]["robot_ip"] == ""
+    assert nodes["policy_node"]["cameras"] == ["third_person", "wrist"]
+
+
+def test_a_real_arm_starts_only_when_told_to() -> None:
+    nodes = {n.executable: n.parameters for n in graph.nodes({"checkpoint": "/c", "robot_ip": "172.16.0.2"})}
+    assert list(nodes) == ["policy_node", "franka_node"]
+    assert nodes["franka_node"]["start"] is False and nodes["franka_node"]["robot_ip"] == "172.16.0.2"
+
+
+def test_with_a_server_the_policy_node_needs_no_checkpoint() -> None:
+    given = {"server": "ws://gpu:8765", "contract": "/c/contract.json", "robot_ip": "172.16.0.2"}
+    policy, franka = graph.nodes(given)
+    assert policy.parameters["checkpoint"] == "" and policy.parameters["server"] == "ws://gpu:8765"
+    assert franka.parameters["contract"] == "/c/contract.json"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"use_sim": "true"}, "checkpoint is missing"),
+        ({"checkpoint": "/c"}, "robot_ip is missing"),
+        ({"checkpoint": "/c", "use_sim": "yes"}, "write true or false"),
+        ({"checkpoint": "/c", "use_sim": "true", "cameras": " , "}, "cameras is empty"),
+        ({"server": "ws://gpu:8765", "robot_ip": "1.2.3.4"}, "checkpoint is missing"),
+    ],
+)
+def test_what_can_not_be_is_refused(given: dict[str, str], told: str) -> None:
+    with pytest.raises(graph.ArgumentError, match=told):
+        graph.nodes(given)
+
+
+def test_the_command_line_carries_parameters_and_namespace() -> None:
+    node = graph.NodeSpec(
+        "franka_node", {"cameras": ["a", "b"], "dry_run": True, "robot_ip": "", "arm_id": "fr3", "n": 3}
+    )
+    words = graph.command_line("python", node, "left")
+    assert words[:4] == ["python", "-m", "vla_policy.franka_node", "--ros-args"]
+    assert "__ns:=/left" in words and "cameras:=['a', 'b']" in words and "dry_run:=true" in words
+    assert "arm_id:='fr3'" in words and "n:=3" in words and not any("robot_ip" in w for w in words)
