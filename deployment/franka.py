@@ -58,9 +58,9 @@ class ArmConfig:
     friction_viscous: tuple[float, ...] = (0.0,) * 7
     friction_torque: float = 0.0
     rate_hz: float = 200.0
-    translational_stiffness: float = 1600.0
+    translational_stiffness: float = 2000.0
     rotational_stiffness: float = 80.0
-    error_clip: float = 0.03
+    error_clip: float = 0.04
     collision_torque: float = 30.0
     collision_force: float = 40.0
     home_speed: float = 0.15

@@ -7,6 +7,7 @@ The `shifted` preset changes physics and cameras further; it stands for a world 
 
 import contextlib
 import multiprocessing as mp
+import os
 import signal
 import struct
 import time
@@ -430,6 +431,8 @@ def _serve_twin(config: TwinConfig, pipe: Any, shown: _Shown) -> None:
         Thread(target=answer, name="requests", daemon=True).start()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one in order
+    with contextlib.suppress(OSError):  # only root may; an arm has a computer of its own
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
     twin = Twin(config, shown)
     try:
         twin.run(started)

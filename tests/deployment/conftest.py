@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,14 +36,6 @@ def untrained(seed: int = 3) -> Policy:
 @pytest.fixture
 def policy() -> Policy:
     return untrained()
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same policy as a checkpoint."""
-    folder = tmp_path_factory.mktemp("bundle") / "checkpoint"
-    untrained().save(folder)
-    return folder
 
 
 @dataclass

@@ -44,6 +44,6 @@ def test_the_command_line_carries_parameters_and_namespace() -> None:
         "franka_node", {"cameras": ["a", "b"], "dry_run": True, "robot_ip": "", "arm_id": "fr3", "n": 3}
     )
     words = graph.command_line("python", node, "left")
-    assert words[:4] == ["python", "-m", "vla_policy.franka_node", "--ros-args"]
+    assert words[:5] == ["python", "-m", "vla_policy.start", "franka_node", "--ros-args"]
     assert "__ns:=/left" in words and "cameras:=['a', 'b']" in words and "dry_run:=true" in words
     assert "arm_id:='fr3'" in words and "n:=3" in words and not any("robot_ip" in w for w in words)

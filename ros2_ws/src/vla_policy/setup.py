@@ -19,6 +19,6 @@ setup(
     description="Runs a vision-language-action policy of simreal on a Franka arm or on its simulated twin",
     license="Apache-2.0",
     entry_points={
-        "console_scripts": [f"{node} = {package}.{node}:main" for node in ("policy_node", "franka_node", "twin_node")]
+        "console_scripts": [f"{node} = {package}.start:{node}" for node in ("policy_node", "franka_node", "twin_node")]
     },
 )

@@ -98,7 +98,7 @@ class Conductor:
     def prepare(self, seed: int, variant: str) -> str:
         """The arm at home, the scene laid out; the instruction. A fault is reset."""
         if self.status == "fault":
-            self._demand("franka_node/reset_fault")
+            self._reset()
         elif self.status != "idle":
             self._rest()
         self._home()
@@ -165,6 +165,14 @@ class Conductor:
         self._demand("franka_node/home")
         self._until(lambda: self.status == "homing", 1.0, "", required=False)
         self._until(lambda: self.status == "idle", HOME_S, "the arm at home")
+
+    def _reset(self) -> None:
+        """Clear the fault, once the arm has come to rest."""
+        end = time.monotonic() + REST_S
+        while not (answer := self.trigger("franka_node/reset_fault"))[0]:
+            if time.monotonic() > end:
+                raise SimrealError(f"the fault is not cleared: {answer[1]}", code="NOT_READY")
+            time.sleep(POLL_S)
 
     def _rest(self) -> None:
         self._demand("franka_node/stop")

@@ -1,8 +1,7 @@
 """franka_node: the driver of the arm as a node, with its supervisor. It alone decides what reaches the arm."""
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -265,9 +264,5 @@ class FrankaNode(LifecycleNode):
             driver.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return process.run(FrankaNode, list(arguments) if arguments is not None else sys.argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: list[str]) -> int:
+    return process.run(FrankaNode, arguments)

@@ -67,7 +67,7 @@ def nodes(arguments: Mapping[str, str]) -> list[NodeSpec]:
 
 def command_line(python: str, node: NodeSpec, namespace: str) -> list[str]:
     """The command that starts a node without ROS's launch system."""
-    words = [python, "-m", f"vla_policy.{node.executable}", "--ros-args"]
+    words = [python, "-m", "vla_policy.start", node.executable, "--ros-args"]
     if namespace:
         words += ["-r", f"__ns:=/{namespace.strip('/')}"]
     for name, value in node.parameters.items():

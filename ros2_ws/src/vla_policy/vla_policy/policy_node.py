@@ -2,8 +2,6 @@
 
 import os
 import socket
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +228,5 @@ class PolicyNode(LifecycleNode):
         return str(self.get_fully_qualified_name())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return process.run(PolicyNode, list(arguments) if arguments is not None else sys.argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: list[str]) -> int:
+    return process.run(PolicyNode, arguments)

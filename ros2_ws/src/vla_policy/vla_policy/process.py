@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from vla.errors import SimrealError
 
 
-def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
+def run(make: Callable[[], Any], arguments: list[str]) -> int:
     """Spin a node until SIGINT or SIGTERM, then call its `close`; the exit code, 2 after an expected error."""
     rclpy.init(args=arguments, signal_handler_options=rclpy.SignalHandlerOptions.NO)
     over = Event()

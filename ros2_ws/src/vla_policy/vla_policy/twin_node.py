@@ -1,8 +1,6 @@
 """twin_node: a simulated arm at its table, with cameras, in place of the real ones. Nothing else in the graph knows."""
 
 import json
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from threading import Thread
 
@@ -151,9 +149,5 @@ class TwinNode(Node):
         self._cameras[frame.camera].publish(info)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return process.run(TwinNode, list(arguments) if arguments is not None else sys.argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: list[str]) -> int:
+    return process.run(TwinNode, arguments)

@@ -1,0 +1,30 @@
+"""A small, untrained, but real policy as a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+from vla.adapters.tabletop import tabletop_contract
+from vla.policy import Policy
+from vla.statistics import ArrayStatistics, Statistics
+from vla.tokenizer import train_tokenizer
+
+SENTENCE = "put the red cube on the plate"
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It moves the tool by 1 mm a step at most."""
+    contract = tabletop_contract(
+        image_size=64, chunk=8, max_translation=0.02, max_rotation=0.06, task_set="put_on_plate"
+    )
+    action = ArrayStatistics.from_bounds([-0.001] * 3 + [-0.002] * 3 + [0.0], [0.001] * 3 + [0.002] * 3 + [1.0])
+    state = ArrayStatistics.from_bounds([-1.0] * contract.state_size, [1.0] * contract.state_size)
+    model = {
+        "class": "openvla_oft", "vision": {"image_size": 64, "widths": [8, 16], "keypoints": 4}, "hidden": 16,
+        "layers": 1, "heads": 2, "intermediate": 32, "chunk": 8, "n_bins": 32, "prompt_length": 48,
+    }  # fmt: skip
+    policy = Policy.untrained(model, contract, Statistics(action, state), train_tokenizer([SENTENCE], 512, 48), 3)
+    folder = tmp_path_factory.mktemp("bundle") / "checkpoint"
+    policy.save(folder)
+    return folder
