@@ -117,6 +117,7 @@ class Driver:
         self._executor: Executor | None = None
         self._slew: Slew | None = None  # while the arm is under control
         self._target: Reference | None = None
+        self._state: ArmState | None = None
         self._homing = self._held = self._let_go = self._over = False
         self._last = 0.0
         self._thread = Thread(target=self._run, name="driver", daemon=True)
@@ -227,9 +228,12 @@ class Driver:
         arm = self._arm
         try:
             assert arm is not None
-            state = arm.state()
+            self._state = state = arm.state()
         except ArmError as error:
             self._fail(error)
+            if self._state is not None:  # the last one that is known, by its stamp
+                still = Reference(self._state.pose, np.zeros(3), np.zeros(3), self._open(self._state))
+                self._on_cycle(Cycle(self._state, still, self.supervisor.status, None, False))
             time.sleep(0.1)
             return
         self.supervisor.beat("state", state.stamp)
@@ -304,8 +308,10 @@ class Driver:
         now, arm = self.clock(), self._arm
         if self.supervisor.fault is not None:
             raise DriverError(f"a fault is latched: {self.supervisor.fault}", code="FAULT", remedy="Call reset_fault.")
-        if self.supervisor.status != "idle" or self._slew is not None:
+        if self.supervisor.status != "idle":
             return "it runs already"
+        if self._slew is not None:
+            raise DriverError("the arm still brakes", code="RUNNING", remedy="Try again in a moment.")
         if self._homing:
             raise DriverError("the arm is on its way home", code="HOMING", remedy="Start when it has arrived.")
         for camera in self.supervisor.cameras:

@@ -6,6 +6,7 @@ supervisor does.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -202,6 +203,10 @@ class FrankaArm:
                 f"no Franka answers at {address}: {error}", code="ROBOT_UNREACHABLE",
                 remedy="Check cable and address, unlock the joints and activate FCI in Desk.",
             ) from error  # fmt: skip
+        # libfranka gives the thread that connects realtime priority, if it may. The control thread, which `_move` starts,
+        # needs it; Python does not, and whatever else is started from here would inherit it.
+        self._realtime = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None
@@ -258,7 +263,7 @@ class FrankaArm:
         )  # fmt: skip
         tool = self._read().O_T_EE
         motion.set_reference(franky.CartesianReference(target=tool))
-        self.robot.move(motion, asynchronous=True)
+        self._move(motion)
         self._motion = motion
         return Pose(np.array(tool.translation), np.array(tool.quaternion))
 
@@ -286,7 +291,7 @@ class FrankaArm:
             return
         self._motion = None
         if self.robot.is_in_control:
-            self.robot.move(franky.TorqueStopMotion(), asynchronous=True)
+            self._move(franky.TorqueStopMotion())
         with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
             self.robot.join_motion(timeout=STOP_S)
 
@@ -297,8 +302,16 @@ class FrankaArm:
         if self.gripper:
             self.gripper.command(True)
         factor = franky.RelativeDynamicsFactor(self.config.home_speed)
-        motion = franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor)
-        self.robot.move(motion, asynchronous=True)
+        self._move(franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor))
+
+    def _move(self, motion: Any) -> None:
+        """Start a motion; a control thread that begins with it inherits realtime priority."""
+        policy, priority = self._realtime
+        os.sched_setscheduler(0, policy, priority)
+        try:
+            self.robot.move(motion, asynchronous=True)
+        finally:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
     def homing(self) -> bool:
         """Whether it is still on its way home. Raises ArmError if it was stopped."""

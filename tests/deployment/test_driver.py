@@ -257,5 +257,6 @@ def test_an_arm_that_goes_silent_is_a_fault(robot: ArmConfig) -> None:
             time.sleep(0.02)
         fault = rig.driver.supervisor.fault
         assert fault is not None and fault.code in ("ROBOT_SILENT", "REFLEX") and fault.remedy
+        assert rig.wait("fault") < 1.0 and rig.cycles[-1].due is None
     finally:
         rig.driver.close()
