@@ -203,8 +203,8 @@ class FrankaArm:
                 f"no Franka answers at {address}: {error}", code="ROBOT_UNREACHABLE",
                 remedy="Check cable and address, unlock the joints and activate FCI in Desk.",
             ) from error  # fmt: skip
-        # libfranka gives the thread that connects realtime priority, if it may. The control thread, which `_move` starts,
-        # needs it; Python does not, and whatever else is started from here would inherit it.
+        # libfranka gives the thread that connects realtime priority, if it may. The control thread needs it, which
+        # `_move` starts; Python does not, and whatever else is started from here would inherit it.
         self._realtime = os.sched_getscheduler(0), os.sched_getparam(0)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
