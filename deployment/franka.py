@@ -59,9 +59,9 @@ class ArmConfig:
     friction_viscous: tuple[float, ...] = (0.0,) * 7
     friction_torque: float = 0.0
     rate_hz: float = 200.0
-    translational_stiffness: float = 2000.0
+    translational_stiffness: float = 1500.0
     rotational_stiffness: float = 80.0
-    error_clip: float = 0.04
+    error_clip: float = 0.03
     collision_torque: float = 30.0
     collision_force: float = 40.0
     home_speed: float = 0.15

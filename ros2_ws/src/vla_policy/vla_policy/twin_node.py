@@ -84,7 +84,7 @@ class TwinNode(Node):
         """Start the twin, tell where the arm is, lay out the first scene."""
         try:
             self._twin = TwinProcess(self._config, self._publish)
-        except SimrealError as error:
+        except Exception as error:  # of whatever kind: without it the node is of no use
             self.failed = str(error)
             return
         self._address.publish(String(data=self._twin.address))
