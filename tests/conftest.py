@@ -1,4 +1,4 @@
-"""A small, untrained, but real policy as a checkpoint."""
+"""A small, untrained, but real policy for the tests of the deployment."""
 
 from pathlib import Path
 
@@ -12,9 +12,8 @@ from vla.tokenizer import train_tokenizer
 SENTENCE = "put the red cube on the plate"
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It moves the tool by 1 mm a step at most."""
+def untrained() -> Policy:
+    """64 px and chunks of 8, as the quickstart's; it moves the tool by 1 mm a step at most."""
     contract = tabletop_contract(
         image_size=64, chunk=8, max_translation=0.02, max_rotation=0.06, task_set="put_on_plate"
     )
@@ -24,7 +23,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class": "openvla_oft", "vision": {"image_size": 64, "widths": [8, 16], "keypoints": 4}, "hidden": 16,
         "layers": 1, "heads": 2, "intermediate": 32, "chunk": 8, "n_bins": 32, "prompt_length": 48,
     }  # fmt: skip
-    policy = Policy.untrained(model, contract, Statistics(action, state), train_tokenizer([SENTENCE], 512, 48), 3)
+    return Policy.untrained(model, contract, Statistics(action, state), train_tokenizer([SENTENCE], 512, 48), 3)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return untrained()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a checkpoint."""
     folder = tmp_path_factory.mktemp("bundle") / "checkpoint"
-    policy.save(folder)
+    untrained().save(folder)
     return folder
