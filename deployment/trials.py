@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla.results import commit, machine, score, write_json
+from vla.results import commit, machine, score
 
 PAUSE_SPEED = 0.005  # m/s: below it the tool stands still
 PAUSE_S = 0.05
@@ -76,11 +75,6 @@ def summary(trials: Sequence[Trial], latency_ms: Sequence[float], period_error_m
         "commit": commit(),
         "machine": machine("mujoco", "torch", "franky-control", "franky-sim"),
     }
-
-
-def write(file: Path, result: dict[str, Any]) -> None:
-    """Write beside and rename."""
-    write_json(file, result)
 
 
 def _quantiles(values: Sequence[float], at: Sequence[float]) -> dict[str, float | None]:

@@ -1,7 +1,13 @@
 """The graph: which nodes run, with which parameters, and what is refused before anything starts."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from vla_policy import graph
+from vla_policy.deploy import DeployConfig, outcome, run
+
+from vla.errors import SimrealError
 
 
 def test_the_twin_takes_the_place_of_arm_and_cameras() -> None:
@@ -47,3 +53,24 @@ def test_the_command_line_carries_parameters_and_namespace() -> None:
     assert words[:5] == ["python", "-m", "vla_policy.start", "franka_node", "--ros-args"]
     assert "__ns:=/left" in words and "cameras:=['a', 'b']" in words and "dry_run:=true" in words
     assert "arm_id:='fr3'" in words and "n:=3" in words and not any("robot_ip" in w for w in words)
+
+
+def test_trials_that_can_not_be_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    good = DeployConfig(checkpoint=tmp_path, use_sim=True, trials=1, out=tmp_path / "x.json")
+    for change, code in (({"use_sim": False}, "TRIALS"), ({"out": None}, "OUT"), ({"variant": "dark"}, "VARIANT")):
+        with pytest.raises(SimrealError) as caught:
+            run(replace(good, **change))
+        assert caught.value.code == code and caught.value.remedy
+
+
+def test_the_outcome_is_told_also_when_every_trial_faulted() -> None:
+    assert outcome({"episodes": 0, "faulted": 3}) == "no trial was scored: 3 faulted"
+    scored = {
+        "episodes": 4,
+        "successes": 3,
+        "rate": 0.75,
+        "wilson95": [0.3, 0.95],
+        "faulted": 1,
+        "latency_ms": {"p99": None},
+    }
+    assert outcome(scored) == "3 of 4 (75.0%, 30 to 95), 1 faulted"

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from deployment.trials import Trial, summary, write
+from deployment.trials import Trial, summary
 from vla.cli import Command
 from vla.errors import SimrealError
+from vla.results import write_json
+from vla.tasks.put_on_plate import ALL_VARIANTS
 from vla_policy import graph
 from vla_policy.conductor import Conductor
 
@@ -149,6 +151,10 @@ def run(config: DeployConfig) -> int:
         )
     if config.trials and config.out is None:
         raise SimrealError("out is missing", code="OUT", remedy="Pass out=FILE for the trials' result.")
+    if config.variant not in ALL_VARIANTS:
+        raise SimrealError(
+            f"unknown variant {config.variant!r}", code="VARIANT", remedy=f"Choose one of {', '.join(ALL_VARIANTS)}."
+        )
     signal.signal(signal.SIGTERM, _interrupt)
     with running(config) as made:
         if config.trials:
@@ -171,16 +177,24 @@ def _play(config: DeployConfig, made: Graph) -> int:
             done = sum(t.success for t in trials)
             note = f": {trial.fault}" if trial.fault else f" after {trial.seconds:.1f} s"
             console.print(f"{index + 1}/{config.trials}  {trial.variant} {trial.seed}  {word}{note}  ({done} so far)")
-        result = summary(trials, conductor.latency_ms, conductor.period_error_ms)
-    write(config.out, {**result, "checkpoint": str(config.checkpoint or config.server), "twin": config.twin,
-                       "variant": config.variant, "seed": config.seed, "mode": config.mode,
-                       "trial_s": config.trial_s})  # fmt: skip
-    low, high = (100 * v for v in result["wilson95"])
-    console.print(
-        f"{result['successes']} of {result['episodes']} ({100 * result['rate']:.1f}%, {low:.0f} to {high:.0f}); "
-        f"capture to command p99 {result['latency_ms']['p99']:.0f} ms; {config.out}"
-    )
+            result = {
+                **summary(trials, conductor.latency_ms, conductor.period_error_ms),
+                "checkpoint": str(config.checkpoint or config.server), "twin": config.twin, "variant": config.variant,
+                "seed": config.seed, "mode": config.mode, "trial_s": config.trial_s,
+            }  # fmt: skip
+            write_json(config.out, result)  # after every trial: nothing is lost if the rest is broken off
+    console.print(f"{outcome(result)}; {config.out}")
     return 0
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """The result of trials in a line."""
+    if not result["episodes"]:
+        return f"no trial was scored: {result['faulted']} faulted"
+    low, high = (100 * v for v in result["wilson95"])
+    late = result["latency_ms"]["p99"]
+    text = f"{result['successes']} of {result['episodes']} ({100 * result['rate']:.1f}%, {low:.0f} to {high:.0f})"
+    return text + f", {result['faulted']} faulted" + (f", capture to command p99 {late:.0f} ms" if late else "")
 
 
 def _forward(name: str, stream: Any) -> None:

@@ -220,12 +220,11 @@ class PolicyNode(LifecycleNode):
         values = {"state": self._state_machine.current_state[1], "instruction": self._instruction}
         if inference is not None:
             values.update(messages.quantiles(list(inference.seconds), "inference ms"))
-        message = DiagnosticArray(status=[messages.status_message(self._name_of(), self._source, fault, values)])
+        message = DiagnosticArray(
+            status=[messages.status_message(str(self.get_fully_qualified_name()), self._source, fault, values)]
+        )
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
-
-    def _name_of(self) -> str:
-        return str(self.get_fully_qualified_name())
 
 
 def main(arguments: list[str]) -> int:
