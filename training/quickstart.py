@@ -47,8 +47,8 @@ class QuickstartConfig:
     episodes: int = 300
     scenes: int = 12_000
     scene_samples: int = 110_000
-    samples: int = 36_000
-    iterations: int = 90
+    samples: int = 42_000
+    iterations: int = 115
     slots: int = 32
     decisions: int = 32
     env: EnvConfig = field(default_factory=EnvConfig)
