@@ -6,7 +6,6 @@ the arm brakes on its present course within its bounds, holds, and is let go whe
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
@@ -21,6 +20,7 @@ from deployment.executor import Executor, ExecutorConfig
 from deployment.franka import ArmError, ArmState, FrankaArm
 from deployment.reference import Pose, Reference, Waypoints
 from deployment.supervisor import Limits, Slew, Status, Supervisor, SupervisorConfig
+from deployment.timing import Timing
 from vla.contract import ActionSemantics
 from vla.errors import Fault, SimrealError
 
@@ -28,7 +28,6 @@ CONNECT_S = 15.0  # franky itself waits for ever for an arm that accepts the con
 REQUEST_S = 10.0
 AT_REST = 1e-3  # m/s and rad/s
 LIFE_S = 0.5  # without a sign of life for so long, a policy or a camera is not there
-KEPT = 4000  # of the measured times
 
 
 class DriverError(SimrealError):
@@ -49,46 +48,17 @@ class Cycle:
     """What a control cycle has to tell.
 
     target: what the arm follows; where it is, if it follows nothing.
+    commanded: where the policy's chunks want the tool, of which the target is the smooth and bounded version. This is
+        what a policy knows as the commanded pose: in training, too, the arm lags behind it.
     due: capture time from which on an observation should be answered; None while the policy has nothing to do.
     """
 
     state: ArmState
     target: Reference
+    commanded: Pose
     status: Status
     due: float | None
     homing: bool
-
-
-class Timing:
-    """Measured times in s: from capture to the first command that uses it, and the error of the command's period."""
-
-    def __init__(self, rate_hz: float, step_s: float):
-        self._stride, self._step_s = max(1, round(rate_hz * step_s)), step_s
-        self._last: float | None = None
-        self._cycles = 0
-        self.latency: deque[float] = deque(maxlen=KEPT)
-        self.period_error: deque[float] = deque(maxlen=KEPT)
-        self._fresh: tuple[list[float], list[float]] = [], []
-
-    def cycle(self, now: float) -> None:
-        """A control cycle begins."""
-        self._cycles += 1
-        if self._cycles % self._stride == 0:
-            if self._last is not None:
-                error = abs(now - self._last - self._step_s)
-                self.period_error.append(error)
-                self._fresh[1].append(error)
-            self._last = now
-
-    def arrived(self, delay: float) -> None:
-        """A chunk was taken over."""
-        self.latency.append(delay)
-        self._fresh[0].append(delay)
-
-    def fresh(self) -> tuple[list[float], list[float]]:
-        """Latencies and period errors since the last call."""
-        values, self._fresh = self._fresh, ([], [])
-        return values
 
 
 class Driver:
@@ -117,6 +87,7 @@ class Driver:
         self._executor: Executor | None = None
         self._slew: Slew | None = None  # while the arm is under control
         self._target: Reference | None = None
+        self._commanded: Pose | None = None
         self._state: ArmState | None = None
         self._homing = self._held = self._let_go = self._over = False
         self._last = 0.0
@@ -233,11 +204,14 @@ class Driver:
             self._fail(error)
             if self._state is not None:  # the last one that is known, by its stamp
                 still = Reference(self._state.pose, np.zeros(3), np.zeros(3), self._open(self._state))
-                self._on_cycle(Cycle(self._state, still, self.supervisor.status, None, False))
+                self._on_cycle(Cycle(self._state, still, still.pose, self.supervisor.status, None, False))
             time.sleep(0.1)
             return
         self.supervisor.beat("state", state.stamp)
         self.supervisor.check_joints(state.joints)
+        if self._slew is not None and arm.gripper is not None and arm.gripper.error:
+            remedy = "Free the fingers, then reset_fault."
+            self.supervisor.trip("GRIPPER", "gripper", "fingers that open and close", arm.gripper.error, remedy)
         if self._homing:
             try:
                 self._homing = arm.homing()
@@ -250,10 +224,12 @@ class Driver:
         self._last = now
         if publish:
             still = Reference(state.pose, np.zeros(3), np.zeros(3), self._open(state))
-            target = self._target if self._slew is not None and self._target is not None else still
+            target, commanded = still, still.pose
+            if self._slew is not None and self._target is not None and self._commanded is not None:
+                target, commanded = self._target, self._commanded
             acting = self._executor is not None and self._slew is not None and status in ("running", "holding")
             due = self._executor.due() if acting and self._executor is not None else None
-            self._on_cycle(Cycle(state, target, self.supervisor.status, due, self._homing))
+            self._on_cycle(Cycle(state, target, commanded, self.supervisor.status, due, self._homing))
             if self._let_go:  # told first: it takes a moment
                 self._release()
 
@@ -263,9 +239,10 @@ class Driver:
         dt = min(max(now - self._last, 0.2 * self.tick), 4 * self.tick)
         if status == "running":
             self._held = False
-            self._target = slew.follow(self._executor.reference(now + self.tick), dt)
+            wanted = self._executor.reference(now + self.tick)
+            self._target, self._commanded = slew.follow(wanted, dt), wanted.pose
         else:
-            self._target = slew.brake(dt, self._target.gripper_open)
+            self._target, self._commanded = slew.brake(dt, self._target.gripper_open), slew.pose
             if _at_rest(self._target):
                 self._let_go = status != "holding"
                 if not self._held and not self._let_go:
@@ -273,7 +250,7 @@ class Driver:
                     self._held = True
         if not self.config.dry_run:
             try:
-                arm.follow(self._target)
+                arm.follow(self._target, dt)
             except ArmError as error:
                 self._fail(error)
 
@@ -339,7 +316,7 @@ class Driver:
 
     def _begin(self, pose: Pose, gripper_open: bool, now: float) -> None:
         self._slew = Slew(self.limits, pose)
-        self._target = Reference(pose, np.zeros(3), np.zeros(3), gripper_open)
+        self._target, self._commanded = Reference(pose, np.zeros(3), np.zeros(3), gripper_open), pose
         self._executor = Executor(self.action, pose, gripper_open, now, self.config.executor)
         self._held, self._let_go, self._last = False, False, now
         while not self._chunks.empty():  # of an earlier time

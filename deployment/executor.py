@@ -34,12 +34,15 @@ class ExecutorConfig:
     execute: rows of a chunk after which the next one is to take over.
     blend_s: longest time in which a new chunk takes over.
     delay_s: from an observation's capture to the chunk's arrival, as long as nothing has been measured.
+    dwell_s: time for which the tool waits where the gripper opens or closes. A hand takes longer than a simulator's
+        fingers, and a policy that has learnt with those moves on at once. 0 for a policy that waits by itself.
     """
 
     mode: Mode = "asynchronous"
     execute: int = 6
     blend_s: float = 0.15
     delay_s: float = 0.1
+    dwell_s: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Executor:
         still = Waypoints(now, pose, np.array([now + self.step_s]), pose.position[None], pose.rotation[None], rows)
         self._past.clear()
         self._newest = now  # whatever answers an earlier observation is out of date
-        self._begin(Curve(still), now)
+        self._begin(Curve(still), now, still.times[-1])
 
     def reference(self, now: float) -> Reference:
         """Where the tool is to be at `now`."""
@@ -105,7 +108,7 @@ class Executor:
         curve = self._past[-1][1]
         if self.config.mode == "synchronous":
             return curve.end
-        return min(curve.begin + self.config.execute * self.step_s, curve.end) - self.delay.quantile(0.9)
+        return self._next - self.delay.quantile(0.9)
 
     def waypoints(self, chunk: ActionChunk) -> Waypoints:
         """A chunk of delta actions as poses, from where the tool was to be when its observation was captured."""
@@ -119,19 +122,27 @@ class Executor:
         if waypoints.stamp < self._newest:
             return Arrival(rows, rows, delay)
         self._newest = waypoints.stamp
+        if self.config.dwell_s > 0:
+            before = self.reference_then(waypoints.stamp).gripper_open
+            waypoints, where = dwelling(waypoints, before, self.config.dwell_s)
+        else:
+            where = np.arange(rows)
+        last = where[min(self.config.execute, rows) - 1]  # row after which the next chunk is to take over
         if self.config.mode != "asynchronous":
             shifted = self._from_here(waypoints, now)
-            self._begin(Curve(shifted), now)
+            self._begin(Curve(shifted), now, shifted.times[last])
             return Arrival(0, rows, delay)
-        dropped = int((waypoints.times <= now).sum())
+        dropped = int((waypoints.times[where] <= now).sum())
         if dropped < rows:
             curve, current = Curve(waypoints), self.reference(now)
             curve.join(now, current, max(self.step_s, min(self.config.blend_s, curve.end - now)))
-            self._begin(curve, now)
+            self._begin(curve, now, waypoints.times[last])
         return Arrival(dropped, rows, delay)
 
-    def _begin(self, curve: Curve, now: float) -> None:
+    def _begin(self, curve: Curve, now: float, until: float) -> None:
+        """Follow a curve from `now` on; the next one is to take over at `until`."""
         self._past.append((now, curve))
+        self._next = float(until)
         while len(self._past) > 1 and self._past[1][0] < now - HISTORY_S:
             self._past.popleft()
 
@@ -144,6 +155,27 @@ class Executor:
             positions=waypoints.positions + (here.position - waypoints.anchor.position),
             rotations=(turn * Rotation.from_quat(waypoints.rotations)).as_quat(),
         )  # fmt: skip
+
+
+def dwelling(waypoints: Waypoints, gripper_open: bool, seconds: float) -> tuple[Waypoints, np.ndarray]:
+    """The same waypoints with a pause before each row that changes the gripper, and where each row is now, int `[C]`.
+
+    gripper_open: before the first row.
+    """
+    toggles = np.flatnonzero(np.diff([gripper_open, *waypoints.gripper_open]))
+    rows = np.arange(len(waypoints.times))
+    before = np.searchsorted(toggles, rows, side="right")  # pauses before each row
+    starts = np.array([waypoints.stamp, *waypoints.times])[toggles]
+    positions = np.concatenate([waypoints.anchor.position[None], waypoints.positions])[toggles]
+    rotations = np.concatenate([waypoints.anchor.rotation[None], waypoints.rotations])[toggles]
+    paused = replace(
+        waypoints,
+        times=np.insert(waypoints.times + seconds * before, toggles, starts + seconds * np.arange(1, len(toggles) + 1)),
+        positions=np.insert(waypoints.positions, toggles, positions, 0),
+        rotations=np.insert(waypoints.rotations, toggles, rotations, 0),
+        gripper_open=np.insert(waypoints.gripper_open, toggles, waypoints.gripper_open[toggles]),
+    )
+    return paused, rows + before
 
 
 def integrate(chunk: ActionChunk, anchor: Pose, step_s: float) -> Waypoints:

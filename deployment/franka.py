@@ -16,11 +16,14 @@ from typing import Any, Literal
 import franky
 import numpy as np
 
+from deployment.kinematics import InverseKinematics
 from deployment.reference import Pose, Reference
 from deployment.supervisor import Limits
 from vla.errors import SimrealError
 
 STOP_S = 5.0  # at most, until the arm is at rest
+REACH_MARGIN = 0.02  # rad: the arm is led to joints this far inside the range whose end is a fault
+GRIPPER_S = 5.0  # after which a command counts as stuck
 GRASP_MARGIN = 1.0  # m, on either side of the commanded width: whatever the fingers close on counts
 
 
@@ -39,10 +42,10 @@ class ArmConfig:
     friction_viscous: the same, Nm s/rad.
     friction_torque: bound of that, Nm; 0 for none. Too much of it makes the arm swing.
     rate_hz: of the reference that the tracker is fed with.
-    translational_stiffness: N/m.
-    rotational_stiffness: Nm/rad.
-    error_clip: greatest distance from the reference that the spring pulls with, m; without it the bound on the
-        torque's rate makes the arm swing when something has held it up.
+    stiffness: of each joint, Nm/rad.
+    damping: of each joint, Nm s/rad.
+    error_clip: greatest distance of a joint from its reference that the spring pulls with, rad: what bounds the force
+        on whatever holds the arm up, and the speed at which it catches up.
     collision_torque: contact torque of a joint at which the arm stops, Nm.
     collision_force: contact force at which the arm stops, N.
     home_speed: share of the arm's greatest velocity, acceleration and jerk on the way home.
@@ -59,9 +62,9 @@ class ArmConfig:
     friction_viscous: tuple[float, ...] = (0.0,) * 7
     friction_torque: float = 0.0
     rate_hz: float = 200.0
-    translational_stiffness: float = 1500.0
-    rotational_stiffness: float = 80.0
-    error_clip: float = 0.03
+    stiffness: tuple[float, ...] = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
+    damping: tuple[float, ...] = (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0)
+    error_clip: float = 0.05
     collision_torque: float = 30.0
     collision_force: float = 40.0
     home_speed: float = 0.15
@@ -120,6 +123,7 @@ class Gripper:
     _wanted: bool | None = field(default=None, init=False)
     _done: bool | None = field(default=None, init=False)
     _over: bool = field(default=False, init=False)
+    _begun: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.width = float(self.hand.width)
@@ -133,7 +137,7 @@ class Gripper:
         """Ask for open or closed; returns at once."""
         with self._change:
             if is_open != self._wanted:
-                self._wanted = is_open
+                self._wanted, self._begun = is_open, time.monotonic()
                 self._change.notify()
 
     @property
@@ -144,7 +148,14 @@ class Gripper:
     @property
     def error(self) -> str:
         """What does not work, or nothing."""
-        return "; ".join(self._failures.values())
+        stuck = self.busy and time.monotonic() - self._begun > GRIPPER_S
+        return "; ".join([*self._failures.values(), *(["the gripper does not finish its motion"] if stuck else [])])
+
+    def forget(self) -> None:
+        """Forget what went wrong, and what was commanded: the next command is carried out in any case."""
+        with self._change:
+            self._failures.clear()
+            self._wanted = self._done = None
 
     def shut_down(self) -> None:
         """End the threads; the fingers stay where they are."""
@@ -163,16 +174,27 @@ class Gripper:
                     return
                 wanted = self._wanted
             try:
-                if wanted:
-                    self.hand.move(self.config.gripper_open, self.config.gripper_speed)
-                else:
-                    speed, force = self.config.gripper_speed, self.config.gripper_force
-                    self.hand.grasp(0.0, speed, force, GRASP_MARGIN, GRASP_MARGIN)
-                self._failures.pop("move", None)
+                failure = self._carry_out(bool(wanted))
             except Exception as error:  # whatever the hand's network protocol raises
-                self._failures["move"] = f"the gripper did not {'open' if wanted else 'close'}: {error}"
+                failure = str(error)
+            if failure:
+                self._failures["move"] = f"the gripper did not {'open' if wanted else 'close'}: {failure}"
+            else:
+                self._failures.pop("move", None)
             with self._change:
                 self._done = wanted
+
+    def _carry_out(self, is_open: bool) -> str:
+        """Open or close; why it failed."""
+        width, speed = self.config.gripper_open, self.config.gripper_speed
+        if is_open:
+            done = self.hand.move(width, speed)
+        else:
+            done = self.hand.grasp(0.0, speed, self.config.gripper_force, GRASP_MARGIN, GRASP_MARGIN)
+        found = float(self.hand.width)
+        if not done or (found < 0.5 * width if is_open else found > 0.95 * width):
+            return f"it stands at {1e3 * found:.0f} mm"
+        return ""
 
     def _read(self) -> None:
         while not self._over:
@@ -182,6 +204,23 @@ class Gripper:
             except Exception as error:
                 self._failures["width"] = f"the gripper does not tell its width: {error}"
             time.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The arm's own model, with the tool that it is set up for."""
+
+    model: Any
+    flange_to_tool: Any
+    tool_to_stiffness: Any
+
+    def pose(self, joints: np.ndarray) -> Pose:
+        frame = self.model.pose(franky.Frame.EndEffector, joints, self.flange_to_tool, self.tool_to_stiffness)
+        return Pose(np.array(frame.translation), np.array(frame.quaternion))
+
+    def jacobian(self, joints: np.ndarray) -> np.ndarray:
+        frame = franky.Frame.EndEffector
+        return np.array(self.model.zero_jacobian(frame, joints, self.flange_to_tool, self.tool_to_stiffness))
 
 
 class FrankaArm:
@@ -210,6 +249,7 @@ class FrankaArm:
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None
+        self._inverse: InverseKinematics | None = None
 
     def _hand(self) -> Any:
         try:
@@ -254,34 +294,33 @@ class FrankaArm:
             )
         else:
             friction = None
-        motion = franky.CartesianImpedanceTrackingMotion(
-            translational_stiffness=config.translational_stiffness, rotational_stiffness=config.rotational_stiffness,
+        motion = franky.JointImpedanceTrackingMotion(
+            stiffness=np.array(config.stiffness), damping=np.array(config.damping),
             lower_joint_limits=np.array(config.limits.joint_lower),
-            upper_joint_limits=np.array(config.limits.joint_upper),
-            translational_error_clip=np.full(3, config.error_clip),
-            posture_task=franky.PostureTask(np.array(config.home), 5.0), friction=friction,
+            upper_joint_limits=np.array(config.limits.joint_upper), friction=friction,
         )  # fmt: skip
-        tool = self._read().O_T_EE
-        motion.set_reference(franky.CartesianReference(target=tool))
+        raw = self._read()
+        joints, margin = np.array(raw.q), config.limits.joint_margin + REACH_MARGIN
+        motion.set_reference(franky.JointReference(q=joints, dq=np.zeros(7)))
+        self._inverse = InverseKinematics(
+            Geometry(self.robot.model, raw.F_T_EE, raw.EE_T_K), joints, np.array(config.home),
+            np.array(config.limits.joint_lower) + margin, np.array(config.limits.joint_upper) - margin,
+        )  # fmt: skip
         self._move(motion)
         self._motion = motion
-        return Pose(np.array(tool.translation), np.array(tool.quaternion))
+        return Pose(np.array(raw.O_T_EE.translation), np.array(raw.O_T_EE.quaternion))
 
-    def follow(self, reference: Reference) -> None:
-        """Hand the tracker the next reference, and the gripper its command. Raises ArmError if control was lost."""
-        if not self.under_control:
+    def follow(self, reference: Reference, dt: float) -> None:
+        """Hand the tracker the reference for `dt` s from now, and the gripper its command.
+
+        Raises ArmError if control was lost.
+        """
+        if not self.under_control or self._inverse is None:
             raise self._lost()
-        raw, rotation = self._read(), reference.pose.rotation
-        if rotation @ np.array(raw.O_T_EE.quaternion) < 0:  # franky would turn the long way round
-            rotation = -rotation
-        pose = franky.Affine(reference.pose.position, rotation)
-        twist = franky.Twist(reference.velocity, reference.angular_velocity)
-        acceleration = np.zeros(3) if reference.acceleration is None else reference.acceleration
-        self._motion.set_reference(
-            franky.CartesianReference(
-                target=pose, target_twist=twist, target_acceleration=franky.TwistAcceleration(acceleration, np.zeros(3))
-            )
-        )
+        wanted, measured = self._inverse.follow(reference, dt), np.array(self._read().q)
+        clip = self.config.error_clip
+        joints = np.clip(wanted.positions, measured - clip, measured + clip)
+        self._motion.set_reference(franky.JointReference(q=joints, dq=wanted.velocities))
         if self.gripper:
             self.gripper.command(reference.gripper_open)
 
@@ -330,8 +369,11 @@ class FrankaArm:
             self.robot.join_motion(timeout=STOP_S)
 
     def recover(self) -> tuple[str, ...]:
-        """Clear the robot's errors, if it has any; returns what they were."""
+        """Clear the errors of robot and gripper, if there are any; returns what they were."""
         errors = in_words(self._read().current_errors)
+        if self.gripper and self.gripper.error:
+            errors = (*errors, self.gripper.error)
+            self.gripper.forget()
         if self.robot.has_errors and not self.robot.recover_from_errors():
             raise ArmError(
                 f"the arm does not recover: {'; '.join(errors) or 'it does not say why'}", code="ROBOT_ERROR",

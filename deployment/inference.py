@@ -130,7 +130,7 @@ class Inference:
             self._assembler.state(stamp, tool, gripper_width)
 
     def commanded(self, stamp: float, pose: Pose) -> None:
-        """Where the tool is to be, as the driver says."""
+        """Where the chunks want the tool, as the driver says."""
         with self._changed:
             self._commanded.add(stamp, pose)
 
@@ -160,7 +160,7 @@ class Inference:
         if found:
             return found[0]
         if not len(self._commanded):
-            return Fault("STATE_SILENT", "target pose", "the driver's", "none so far", "Start franka_node.")
+            return Fault("STATE_SILENT", "commanded pose", "the driver's", "none so far", "Start franka_node.")
         if not self.instruction.strip():
             remedy = "Publish a sentence such as 'put the red cube on the plate'."
             return Fault("INSTRUCTION_EMPTY", "instruction", "a sentence", "nothing", remedy)

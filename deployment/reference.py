@@ -19,15 +19,13 @@ class Pose:
 class Reference:
     """What the tool is to do at one moment, in the robot base frame.
 
-    velocity: `[3]` m/s. angular_velocity: `[3]` rad/s. gripper_open: False closes. acceleration: `[3]` m/s2, what the
-    arm's inertia is to be overcome with; None where nobody needs it.
+    velocity: `[3]` m/s. angular_velocity: `[3]` rad/s. gripper_open: False closes.
     """
 
     pose: Pose
     velocity: np.ndarray
     angular_velocity: np.ndarray
     gripper_open: bool
-    acceleration: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

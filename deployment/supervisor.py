@@ -147,7 +147,11 @@ class Supervisor:
                 "POLICY_SILENT", "policy", f"a {name} every {config.stop_s:g} s", f"none for {max(chunk, life):.3f} s"
             )
         else:
-            self.status = "holding" if chunk > config.hold_s or life > config.heartbeat_s else "running"
+            lifeless = life > config.heartbeat_s
+            holding = lifeless or chunk > config.hold_s
+            if holding and self.status == "running":
+                self.counts["held_without_heartbeat" if lifeless else "held_without_chunk"] += 1
+            self.status = "holding" if holding else "running"
 
     def review(self, waypoints: Waypoints, tool: Pose, now: float) -> Waypoints | None:
         """What may be executed of a chunk; None for nothing. `tool`: where it is."""
@@ -243,7 +247,7 @@ class Slew:
 
     def follow(self, wanted: Reference, dt: float) -> Reference:
         """Move for `dt` s; `wanted` is the reference at the end of them."""
-        limits, before = self.limits, self.velocity
+        limits = self.limits
         turn = Rotation.from_quat(wanted.pose.rotation) * Rotation.from_quat(self.pose.rotation).inv()
         self.velocity = self._spring(
             wanted.pose.position - self.pose.position, wanted.velocity, self.velocity,
@@ -253,7 +257,7 @@ class Slew:
             turn.as_rotvec(), wanted.angular_velocity, self.angular_velocity,
             limits.max_angular_velocity, limits.max_angular_acceleration, dt,
         )  # fmt: skip
-        return self._move(dt, wanted.gripper_open, before)
+        return self._move(dt, wanted.gripper_open)
 
     def _spring(
         self, behind: np.ndarray, target: np.ndarray, velocity: np.ndarray, fastest: float, strongest: float, dt: float
@@ -264,20 +268,19 @@ class Slew:
 
     def brake(self, dt: float, gripper_open: bool) -> Reference:
         """Move for `dt` s, slowing down as quickly as allowed, wherever that ends."""
-        limits, before = self.limits, self.velocity
+        limits = self.limits
         self.velocity = self.velocity - _shortened(self.velocity, limits.max_acceleration * dt)
         self.angular_velocity = self.angular_velocity - _shortened(
             self.angular_velocity, limits.max_angular_acceleration * dt
         )
-        return self._move(dt, gripper_open, before)
+        return self._move(dt, gripper_open)
 
-    def _move(self, dt: float, gripper_open: bool, before: np.ndarray) -> Reference:
+    def _move(self, dt: float, gripper_open: bool) -> Reference:
         limits = self.limits
         position = np.clip(self.pose.position + self.velocity * dt, limits.workspace_low, limits.workspace_high)
         rotation = Rotation.from_rotvec(self.angular_velocity * dt) * Rotation.from_quat(self.pose.rotation)
         self.pose = Pose(position, rotation.as_quat(canonical=True))
-        acceleration = (self.velocity - before) / dt
-        return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open, acceleration)
+        return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open)
 
 
 def _shortened(vector: np.ndarray, length: float) -> np.ndarray:

@@ -1,6 +1,9 @@
-"""A small, untrained, but real policy for the tests of the deployment."""
+"""A small, untrained, but real policy for the tests of the deployment, and a way to wait."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +40,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "checkpoint"
     untrained().save(folder)
     return folder
+
+
+@pytest.fixture
+def until() -> Callable[..., bool]:
+    """until(condition, seconds): waits for it; whether it came true in time."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    return wait

@@ -1,14 +1,17 @@
-"""Streams for an inference."""
+"""A robot and its twin; streams for an inference."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from deployment.franka import ArmConfig
 from deployment.inference import Inference
 from deployment.reference import Pose
+from deployment.twin import TwinConfig, TwinProcess
+from vla import configuration
 
 SENTENCE = "put the red cube on the plate"
 DOWN = np.array([0.5**0.5, 0.5**0.5, 0.0, 0.0])
@@ -39,3 +42,15 @@ class Streams:
 @pytest.fixture
 def streams() -> Callable[[Inference], Streams]:
     return Streams
+
+
+@pytest.fixture(scope="module")
+def robot() -> ArmConfig:
+    return configuration.load(ArmConfig, "fr3", folder=configuration.config_folder() / "robot")
+
+
+@pytest.fixture(scope="module")
+def twin(robot: ArmConfig) -> Iterator[TwinProcess]:
+    made = TwinProcess(TwinConfig(initial_joints=robot.home))
+    yield made
+    made.stop()

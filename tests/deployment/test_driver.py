@@ -13,25 +13,12 @@ from deployment.executor import integrate
 from deployment.franka import ArmConfig, ArmError, FrankaArm
 from deployment.reference import Pose, Waypoints
 from deployment.twin import TwinConfig, TwinProcess
-from vla import configuration
 from vla.contract import ActionSemantics
 from vla.errors import Fault, SimrealError
 from vla.types import ActionChunk
 
 ACTION = ActionSemantics("delta_ee", "rotvec", "base", 0.02, 0.06, 20.0, 8)
 FAULT = Fault("CAMERA_FROZEN", "camera wrist", "images that change", "the same", "Restart the camera.")
-
-
-@pytest.fixture(scope="module")
-def robot() -> ArmConfig:
-    return configuration.load(ArmConfig, "fr3", folder=configuration.config_folder() / "robot")
-
-
-@pytest.fixture(scope="module")
-def twin(robot: ArmConfig) -> Iterator[TwinProcess]:
-    made = TwinProcess(TwinConfig(initial_joints=robot.home))
-    yield made
-    made.stop()
 
 
 class Rig:
@@ -62,7 +49,7 @@ class Rig:
         """Rows that go on from where the tool is to be now, at so many m/s."""
         cycle = self.cycles[-1]
         actions = np.tile([*np.array(velocity) * 0.05, 0.0, 0.0, 0.0, 1.0], (8, 1))
-        return replace(integrate(ActionChunk(actions, cycle.state.stamp), cycle.target.pose, 0.05), **changes)
+        return replace(integrate(ActionChunk(actions, cycle.state.stamp), cycle.commanded, 0.05), **changes)
 
     def move(self, seconds: float, velocity: tuple[float, float, float]) -> None:
         """What a policy that sends a chunk every 0.2 s makes of the arm."""
@@ -215,6 +202,41 @@ def test_what_the_policy_reports_and_a_second_policy_stop_the_arm(rig: Rig) -> N
         time.sleep(0.6)  # until the other one counts as gone
         rig.driver.reset()
         rig.alive()
+
+
+def test_a_reflex_is_told_in_words_and_recovered_from(twin: TwinProcess, rig: Rig) -> None:
+    rig.driver.start()
+    rig.move(0.3, (0.0, 0.05, 0.0))
+    twin.reflex()
+    rig.wait("fault")
+    fault = rig.driver.supervisor.fault
+    assert fault is not None and fault.code == "REFLEX" and "the tool felt more force than allowed" in fault.found
+    assert rig.still()
+    assert refusal(rig.driver.start) == "FAULT"
+    assert "cartesian_reflex" in rig.driver.reset()
+    rig.alive()
+    rig.driver.start()
+    before = rig.at()
+    rig.move(0.6, (0.0, -0.1, 0.0))
+    assert rig.cycles[-1].status == "running" and rig.at()[1] < before[1] - 0.02
+
+
+def test_fingers_that_do_not_move_are_a_fault(twin: TwinProcess, rig: Rig) -> None:
+    rig.driver.start()
+    rig.move(0.2, (0.0, 0.0, 0.0))
+    twin.jam(True)
+    try:
+        rig.live(0.1, lambda: rig.driver.take(rig.chunk(gripper_open=np.zeros(8, bool))))
+        rig.wait("fault")
+        fault = rig.driver.supervisor.fault
+        assert fault is not None and fault.code == "GRIPPER" and "did not close" in fault.found
+    finally:
+        twin.jam(False)
+    assert "did not close" in rig.driver.reset()
+    rig.alive()
+    rig.driver.start()
+    rig.move(0.3, (0.0, 0.0, 0.0))
+    assert rig.cycles[-1].status == "running"
 
 
 def test_a_dry_run_computes_and_does_not_move(twin: TwinProcess, robot: ArmConfig) -> None:

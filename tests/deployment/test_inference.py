@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -51,17 +50,8 @@ def inference(actor: Recorded, sent: list[Waypoints]) -> Iterator[Inference]:
     made.close()
 
 
-def wait(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
-
-
 def test_it_answers_what_is_due_and_nothing_else(
-    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable
+    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable, until: Callable[..., bool]
 ) -> None:
     feed = streams(inference)
     feed.frame()
@@ -71,11 +61,11 @@ def test_it_answers_what_is_due_and_nothing_else(
     time.sleep(0.1)
     assert not sent  # the frame is older than what is due
     stamp = feed.frame()
-    assert wait(lambda: sent) and sent[0].stamp == stamp
+    assert until(lambda: sent) and sent[0].stamp == stamp
     time.sleep(0.1)
     assert len(sent) == 1  # one answer for a frame
     feed.frame()
-    assert wait(lambda: len(sent) == 2)  # the first one was lost, as far as the driver is concerned
+    assert until(lambda: len(sent) == 2)  # the first one was lost, as far as the driver is concerned
     inference.due(None)
     feed.frame()
     time.sleep(0.1)
@@ -83,12 +73,12 @@ def test_it_answers_what_is_due_and_nothing_else(
 
 
 def test_the_same_readings_give_the_simulators_actions_bit_for_bit(
-    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable
+    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable, until: Callable[..., bool]
 ) -> None:
     feed = streams(inference)
     inference.due(0.0)
     stamp = feed.frame()
-    assert wait(lambda: sent)
+    assert until(lambda: sent)
     x, y, z, w = feed.start.rotation
     native = {
         "third_person": np.full((64, 64, 3), 1, np.uint8), "wrist": np.full((64, 64, 3), 2, np.uint8),
@@ -105,7 +95,9 @@ def test_the_same_readings_give_the_simulators_actions_bit_for_bit(
     assert np.allclose(steps, actions[:, :3], atol=1e-12) and (sent[0].gripper_open == (actions[:, 6] > 0.5)).all()
 
 
-def test_faults_come_and_go_with_their_cause(inference: Inference, streams: Callable) -> None:
+def test_faults_come_and_go_with_their_cause(
+    inference: Inference, streams: Callable, until: Callable[..., bool]
+) -> None:
     feed = streams(inference)
     first = inference.fault()
     assert first is not None and first.code == "CAMERA_MISSING"
@@ -123,13 +115,13 @@ def test_faults_come_and_go_with_their_cause(inference: Inference, streams: Call
     assert grey is not None and grey.code == "IMAGE_ENCODING"
     feed.frame()
     assert inference.fault() is None
-    assert wait(lambda: inference.fault() is not None, 2.0)
+    assert until(lambda: inference.fault() is not None, 2.0)
     silent = inference.fault()
     assert silent is not None and silent.code == "CAMERA_SILENT"
 
 
 def test_cameras_too_far_apart_give_no_observation(
-    inference: Inference, sent: list[Waypoints], streams: Callable
+    inference: Inference, sent: list[Waypoints], streams: Callable, until: Callable[..., bool]
 ) -> None:
     feed = streams(inference)
     inference.due(0.0)
@@ -137,26 +129,28 @@ def test_cameras_too_far_apart_give_no_observation(
     time.sleep(0.2)
     assert not sent
     feed.frame()
-    assert wait(lambda: sent)
+    assert until(lambda: sent)
 
 
-def test_a_policy_that_fails_or_hangs_is_told(inference: Inference, actor: Recorded, streams: Callable) -> None:
+def test_a_policy_that_fails_or_hangs_is_told(
+    inference: Inference, actor: Recorded, streams: Callable, until: Callable[..., bool]
+) -> None:
     feed = streams(inference)
     inference.due(0.0)
     actor.error = "out of memory"
     feed.frame()
-    assert wait(lambda: inference.fault() is not None)
+    assert until(lambda: inference.fault() is not None)
     failed = inference.fault()
     assert failed is not None and failed.code == "POLICY_FAILED" and "out of memory" in failed.found
     assert inference.lives()
     actor.error, actor.wait_s = "", 0.6
     feed.frame()
-    assert wait(lambda: not inference.lives(), 1.0)
-    assert wait(inference.lives, 2.0)
+    assert until(lambda: not inference.lives(), 1.0)
+    assert until(inference.lives, 2.0)
 
 
 def test_a_chunk_of_the_wrong_shape_is_a_fault(
-    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable
+    inference: Inference, actor: Recorded, sent: list[Waypoints], streams: Callable, until: Callable[..., bool]
 ) -> None:
     def three_rows(observations: Sequence[Observation]) -> list[ActionChunk]:
         return [ActionChunk(np.zeros((3, 7)), time.time()) for _ in observations]
@@ -164,7 +158,7 @@ def test_a_chunk_of_the_wrong_shape_is_a_fault(
     actor.act = three_rows
     inference.due(0.0)
     streams(inference).frame()
-    assert wait(lambda: inference.fault() is not None)
+    assert until(lambda: inference.fault() is not None)
     fault = inference.fault()
     assert fault is not None and fault.code == "CHUNK_SHAPE" and not sent
 

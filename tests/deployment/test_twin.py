@@ -1,27 +1,21 @@
 """The driver against the twin: real franky, real franky-sim, in processes of their own."""
 
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from deployment.franka import ArmConfig, ArmError, FrankaArm
 from deployment.reference import Pose, Reference
 from deployment.twin import CameraOptions, Frame, TwinConfig, TwinProcess
-from vla import options
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import sample_episode
 
-ROBOTS = Path(__file__).parents[2] / "configs" / "robot"
 TICK = 0.005
-
-
-@pytest.fixture(scope="module")
-def config() -> ArmConfig:
-    return options.read(ArmConfig, OmegaConf.to_container(OmegaConf.load(ROBOTS / "fr3.yaml")))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +31,8 @@ def twin(frames: list[Frame]) -> Iterator[TwinProcess]:
 
 
 @pytest.fixture
-def arm(twin: TwinProcess, config: ArmConfig) -> Iterator[FrankaArm]:
-    made = FrankaArm(twin.address, config)
+def arm(twin: TwinProcess, robot: ArmConfig) -> Iterator[FrankaArm]:
+    made = FrankaArm(twin.address, robot)
     yield made
     made.close()
 
@@ -49,7 +43,7 @@ def drive(arm: FrankaArm, seconds: float, where: Callable[[float], Reference]) -
     while (now := time.perf_counter() - begun) < seconds:
         wanted = where(now)
         distances.append(float(np.linalg.norm(arm.state().pose.position - wanted.pose.position)))
-        arm.follow(wanted)
+        arm.follow(wanted, TICK)
         number += 1
         time.sleep(max(0.0, begun + number * TICK - time.perf_counter()))
     return distances
@@ -95,12 +89,12 @@ def test_gripper_commands_coalesce_to_the_last(arm: FrankaArm) -> None:
     assert gripper.width > 0.07
 
 
-def test_home_is_where_the_configuration_says(arm: FrankaArm, config: ArmConfig) -> None:
+def test_home_is_where_the_configuration_says(arm: FrankaArm, robot: ArmConfig) -> None:
     arm.start_home()
     while arm.homing():
         time.sleep(0.02)
     time.sleep(0.5)
-    assert np.abs(arm.state().joints - config.home).max() < 0.02
+    assert np.abs(arm.state().joints - robot.home).max() < 0.02
 
 
 def test_cameras_send_frames_with_capture_times(twin: TwinProcess, frames: list[Frame]) -> None:
@@ -137,15 +131,30 @@ def test_the_task_is_not_done_when_it_begins(twin: TwinProcess) -> None:
     assert verdict.distance_m == pytest.approx(np.hypot(goal.x - target.x, goal.y - target.y), abs=0.01)
 
 
-def test_an_address_without_a_robot_is_an_error(config: ArmConfig) -> None:
+def test_an_address_without_a_robot_is_an_error(robot: ArmConfig) -> None:
     with pytest.raises(ArmError, match=r"127\.77\.0\.1") as caught:
-        FrankaArm("127.77.0.1", config)
+        FrankaArm("127.77.0.1", robot)
     assert caught.value.code == "ROBOT_UNREACHABLE" and "FCI" in caught.value.remedy
 
 
-def test_an_arm_that_goes_silent_is_an_error_at_the_next_command(config: ArmConfig) -> None:
+def test_an_arm_of_another_version_is_an_error(robot: ArmConfig) -> None:
+    def refuse(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            number = struct.unpack("<III", connection.recv(64)[:12])[1]
+            connection.sendall(struct.pack("<IIIHH4x", 0, number, 20, 1, 3))  # incompatible: it speaks version 3
+            connection.recv(64)
+
+    with socket.create_server(("127.77.0.2", 1337)) as server:
+        Thread(target=refuse, args=(server,), daemon=True).start()
+        with pytest.raises(ArmError, match="another version") as caught:
+            FrankaArm("127.77.0.2", robot)
+    assert caught.value.code == "ROBOT_VERSION" and "franky-control" in caught.value.remedy
+
+
+def test_an_arm_that_goes_silent_is_an_error_at_the_next_command(robot: ArmConfig) -> None:
     mortal = TwinProcess(TwinConfig())
-    arm = FrankaArm(mortal.address, config)
+    arm = FrankaArm(mortal.address, robot)
     try:
         pose = arm.begin()
         drive(arm, 0.2, lambda t: still(pose))

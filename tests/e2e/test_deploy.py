@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,16 +33,9 @@ def deployed(tmp_path: Path, bundle: Path) -> Iterator[tuple[Graph, Conductor]]:
         yield made, conductor
 
 
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(deployed: tuple[Graph, Conductor]) -> None:
+def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(
+    deployed: tuple[Graph, Conductor], until: Callable[..., bool]
+) -> None:
     made, conductor = deployed
     policy = made.processes["policy_node"]
     assert conductor.trigger("franka_node/start") == (True, "the policy acts")
@@ -63,6 +57,33 @@ def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(deployed: tuple[Grap
     for process in made.processes.values():
         process.send_signal(signal.SIGINT)
     assert [process.wait(10) for process in made.processes.values() if process is not policy] == [0, 0]
+
+
+def test_a_policy_on_another_machine_acts_dry_and_its_loss_is_a_fault(
+    tmp_path: Path, bundle: Path, until: Callable[..., bool]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = subprocess.Popen([sys.executable, "-m", "vla", "serve", f"checkpoint={bundle}", f"port={port}"])
+    config = DeployConfig(
+        server=f"ws://127.0.0.1:{port}", contract=bundle / "contract.json", use_sim=True, dry_run=True, trials=1,
+        out=tmp_path / "x.json", logs=tmp_path,
+    )  # fmt: skip
+    try:
+        assert until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60.0)
+        with running(config) as made, Conductor("", made.ended) as conductor:
+            conductor.wait_until_ready()
+            started, text = conductor.trigger("franka_node/start")
+            assert started and "the arm is not moved" in text
+            assert until(lambda: conductor.status == "running", 2.0), conductor.status
+            with conductor.tracing() as trace:
+                assert until(lambda: len(trace) > 50 and abs(trace[-1][1] - trace[0][1]).max() > 1e-4, 5.0)
+            serve.kill()
+            assert until(lambda: conductor.status == "fault", 5.0)
+            assert "SERVER_" in conductor.trigger("franka_node/start")[1]
+    finally:
+        serve.kill()
+        serve.wait()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Conductor:
         self.latency_ms: list[float] = []
         self.period_error_ms: list[float] = []
         self.pace: list[float] = []
+        self.diagnostics: dict[str, dict[str, str]] = {}  # node -> what it told last
         self._context = Context()
         rclpy.init(context=self._context, args=[])
         self.node = rclpy.create_node("conductor", namespace=namespace, context=self._context)
@@ -240,6 +241,7 @@ class Conductor:
         space = self.node.get_namespace().rstrip("/")
         for status in message.status:
             values = {v.key: v.value for v in status.values}
+            self.diagnostics[status.name.removeprefix(f"{space}/")] = values
             if status.name == f"{space}/franka_node":
                 self.latency_ms += [float(v) for v in values.get(f"{LATENCY} samples", "").split()]
                 if values.get("status") == "running":

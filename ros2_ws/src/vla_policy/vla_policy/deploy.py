@@ -147,7 +147,7 @@ def run(config: DeployConfig) -> int:
     """Bring the graph up; play trials, or wait."""
     if config.trials and not config.use_sim:
         raise SimrealError(
-            "trials without use_sim need an operator", code="TRIALS", remedy="Use `vla trials` on the arm."
+            "trials without use_sim need someone who lays the scene", code="TRIALS", remedy="Pass use_sim=true."
         )
     if config.trials and config.out is None:
         raise SimrealError("out is missing", code="OUT", remedy="Pass out=FILE for the trials' result.")

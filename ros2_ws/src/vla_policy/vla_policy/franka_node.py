@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import CameraInfo, JointState
 from std_msgs.msg import Header, String
@@ -20,10 +19,11 @@ from deployment.executor import ExecutorConfig
 from deployment.franka import FrankaArm
 from deployment.supervisor import SupervisorConfig
 from vla.contract import ActionSemantics, PolicyContract
-from vla.errors import SimrealError
+from vla.errors import Fault, SimrealError
 from vla_policy import messages, process
+from vla_policy.managed import ManagedNode
 from vla_policy.names import LATENCY, PERIOD
-from vla_policy.parameters import ARM_ID, CAMERAS, Parameter, declare, read
+from vla_policy.parameters import ARM_ID, CAMERAS, Parameter, read
 from vla_policy.robot import arm_config
 
 START_S = 120.0  # at most, until everything that `start` needs is there
@@ -49,42 +49,28 @@ PARAMETERS = (
 )  # fmt: skip
 
 
-class FrankaNode(LifecycleNode):
+class FrankaNode(ManagedNode):
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        super().__init__("franka_node")
-        declare(self, PARAMETERS)
-        self.failed = ""
+        super().__init__("franka_node", PARAMETERS)
         self._driver: Driver | None = None
-        self._made: list[tuple[str, Any]] = []
+        self._active = False
         self._told: tuple[str, float | None] = ("", None)
         self._over = Event()
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._status = self.create_publisher(String, "~/status", messages.LATCHED)
         for name in ("start", "stop", "reset_fault", "home"):
             process.offer(self, name, lambda name=name: self._request(name))
-        self.create_timer(1.0, self._diagnose)
-        if read(self, "autostart"):
-            self._once = self.create_timer(0.05, self._autostart)
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            self._configure()
-        except SimrealError as error:
-            self.failed = str(error)
-            self.get_logger().error(self.failed)
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         sensor, command, latched = messages.SENSOR, messages.COMMAND, messages.LATCHED
         self._joints = self.create_publisher(JointState, "joint_states", sensor)
         self._pose = self.create_publisher(PoseStamped, "current_pose", sensor)
         self._target = self.create_publisher(PoseStamped, "target_pose", sensor)
+        self._commanded = self.create_publisher(PoseStamped, "commanded_pose", sensor)
         self._due = self.create_publisher(Header, "due", latched)
         self._made = [
-            *(("publisher", p) for p in (self._joints, self._pose, self._target, self._due)),
+            *(("publisher", p) for p in (self._joints, self._pose, self._target, self._commanded, self._due)),
             ("subscription", self.create_subscription(MultiDOFJointTrajectory, "chunk", self._chunk, command)),
             ("subscription", self.create_subscription(DiagnosticStatus, "policy_status", self._policy, sensor)),
             *(
@@ -101,9 +87,7 @@ class FrankaNode(LifecycleNode):
         if self._driver is not None:
             self._driver.stop()
         self._active = False
-        for kind, made in self._made:
-            getattr(self, f"destroy_{kind}")(made)
-        self._made = []
+        self._destroy_made()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -115,7 +99,7 @@ class FrankaNode(LifecycleNode):
         self._over.set()
         self._close_driver()
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         self._active = False
         action = self._action()
         robot = arm_config(read(self, "arm_id"))
@@ -159,10 +143,6 @@ class FrankaNode(LifecycleNode):
             )  # fmt: skip
         return str(address.data)
 
-    def _autostart(self) -> None:
-        self.destroy_timer(self._once)
-        process.bring_up(self)
-
     def _start_by_itself(self) -> None:
         """Home, then start; again and again until everything is there."""
         end, told = time.monotonic() + START_S, ""
@@ -203,6 +183,7 @@ class FrankaNode(LifecycleNode):
         self._joints.publish(messages.joint_message(state, read(self, "arm_id"), read(self, "load_gripper")))
         self._pose.publish(messages.pose_message(state.pose, state.stamp, frame))
         self._target.publish(messages.pose_message(cycle.target.pose, state.stamp, frame))
+        self._commanded.publish(messages.pose_message(cycle.commanded, state.stamp, frame))
         status = "homing" if cycle.homing else cycle.status
         if (status, cycle.due) != self._told:
             if status != self._told[0]:
@@ -239,24 +220,18 @@ class FrankaNode(LifecycleNode):
 
         return saw
 
-    def _diagnose(self) -> None:
-        driver = self._driver
-        values: dict[str, object] = {"state": self._state_machine.current_state[1]}
-        fault = None
+    def health(self) -> tuple[str, Fault | None, dict[str, object]]:
+        driver, values, fault = self._driver, {}, None
         if driver is not None:
             if driver.ended and not self._over.is_set():
                 self.failed = f"the driver has ended: {driver.ended}"
             fault = driver.supervisor.fault
-            values["status"] = driver.supervisor.status
-            values.update(dict(driver.supervisor.counts))
+            values = {"status": driver.supervisor.status, **driver.supervisor.counts}
             values.update(messages.quantiles(driver.timing.latency, LATENCY))
             values.update(messages.quantiles(driver.timing.period_error, PERIOD))
             for label, fresh in zip((LATENCY, PERIOD), driver.timing.fresh(), strict=True):
                 values[f"{label} samples"] = " ".join(f"{1e3 * s:.2f}" for s in fresh)
-        name = str(self.get_fully_qualified_name())
-        message = DiagnosticArray(status=[messages.status_message(name, read(self, "arm_id"), fault, values)])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        return str(read(self, "arm_id")), fault, values
 
     def _close_driver(self) -> None:
         driver, self._driver = self._driver, None

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.wait_for_message import wait_for_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
@@ -21,10 +21,11 @@ from deployment.reference import Pose, Waypoints
 from deployment.remote import RemotePolicy
 from vla.adapters.tabletop import EMBODIMENT, STATE
 from vla.contract import ActionSemantics, Instruction, PolicyContract
-from vla.errors import SimrealError
+from vla.errors import Fault, SimrealError
 from vla.policy import Policy
 from vla_policy import messages, process
-from vla_policy.parameters import ARM_ID, CAMERAS, Parameter, declare, read
+from vla_policy.managed import ManagedNode
+from vla_policy.parameters import ARM_ID, CAMERAS, Parameter, read
 from vla_policy.robot import arm_config
 
 HEARTBEAT_HZ = 50.0
@@ -45,32 +46,16 @@ PARAMETERS = (
 )  # fmt: skip
 
 
-class PolicyNode(LifecycleNode):
+class PolicyNode(ManagedNode):
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        super().__init__("policy_node")
-        declare(self, PARAMETERS)
-        self.failed = ""
+        super().__init__("policy_node", PARAMETERS)
         self._inference: Inference | None = None
         self._actor: Any = None
         self._source = f"{socket.gethostname()}:{os.getpid()}"
-        self._made: list[tuple[str, Any]] = []
         self._instruction = ""
         self.create_subscription(String, "~/instruction", self._on_instruction, messages.LATCHED)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_timer(1.0, self._diagnose)
-        if read(self, "autostart"):
-            self._once = self.create_timer(0.05, self._autostart)
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            self._configure()
-        except SimrealError as error:
-            self.failed = str(error)
-            self.get_logger().error(self.failed)
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         inference = self._inference
@@ -93,7 +78,7 @@ class PolicyNode(LifecycleNode):
             ),
             ("subscription", self.create_subscription(JointState, "joint_states", self._joints, sensor)),
             ("subscription", self.create_subscription(PoseStamped, "current_pose", self._pose, sensor)),
-            ("subscription", self.create_subscription(PoseStamped, "target_pose", self._target, sensor)),
+            ("subscription", self.create_subscription(PoseStamped, "commanded_pose", self._commanded, sensor)),
             ("subscription", self.create_subscription(Header, "due", self._due, latched)),
         ]
         self._width = 0.0
@@ -114,7 +99,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> None:
         self._end()
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         torch.set_num_threads(read(self, "threads"))
         server, folder = read(self, "server"), read(self, "checkpoint")
         if server:
@@ -166,13 +151,7 @@ class PolicyNode(LifecycleNode):
     def _end(self) -> None:
         if self._inference is not None:
             self._inference.close()
-        for kind, made in self._made:
-            getattr(self, f"destroy_{kind}")(made)
-        self._made = []
-
-    def _autostart(self) -> None:
-        self.destroy_timer(self._once)
-        process.bring_up(self)
+        self._destroy_made()
 
     def _beat(self) -> None:
         inference = self._inference
@@ -200,7 +179,7 @@ class PolicyNode(LifecycleNode):
             stamp = messages.to_seconds(message.header.stamp)
             self._inference.state(stamp, messages.read_pose(message), self._width)
 
-    def _target(self, message: PoseStamped) -> None:
+    def _commanded(self, message: PoseStamped) -> None:
         if self._inference is not None:
             pose: Pose = messages.read_pose(message)
             self._inference.commanded(messages.to_seconds(message.header.stamp), pose)
@@ -214,17 +193,12 @@ class PolicyNode(LifecycleNode):
         if self._inference is not None:
             self._inference.instruction = message.data
 
-    def _diagnose(self) -> None:
+    def health(self) -> tuple[str, Fault | None, dict[str, object]]:
         inference = self._inference
-        fault = inference.fault() if inference is not None and self._made else None
-        values = {"state": self._state_machine.current_state[1], "instruction": self._instruction}
+        values: dict[str, object] = {"instruction": self._instruction}
         if inference is not None:
             values.update(messages.quantiles(list(inference.seconds), "inference ms"))
-        message = DiagnosticArray(
-            status=[messages.status_message(str(self.get_fully_qualified_name()), self._source, fault, values)]
-        )
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        return self._source, inference.fault() if inference is not None and self._made else None, values
 
 
 def main(arguments: list[str]) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.experimental import EventsExecutor
-from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
@@ -56,10 +55,3 @@ def offer(node: Node, name: str, request: Callable[[], str]) -> None:
         return response
 
     node.create_service(Trigger, f"~/{name}", answer)
-
-
-def bring_up(node: Any) -> None:
-    """Configure and activate a lifecycle node by itself; `failed` says why it could not."""
-    success = TransitionCallbackReturn.SUCCESS
-    if node.trigger_configure() != success or node.trigger_activate() != success:
-        node.failed = node.failed or "it could not be activated, see above"

@@ -1,0 +1,293 @@
+"""The twin's physics, for a process of its own: the arm that franky-sim simulates, at the table of the task."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from vla import graphics
+from vla.errors import SimrealError
+from vla.tasks import mjcf
+from vla.tasks.put_on_plate import Episode, Placement, is_success
+
+graphics.choose()  # mujoco reads it at its import, so what imports mujoco comes after it
+import franky_sim  # noqa: E402
+import mujoco  # noqa: E402
+from franky_sim.mujoco_simulator import MujocoSimulator  # noqa: E402
+
+from deployment.fci import CARTESIAN_REFLEX, Exchange  # noqa: E402
+
+OBJECTS, RECEPTACLES = 4, 2  # slots: no variant has more
+PARKED = (-1.0, 1.5)  # x and y in m of what an episode doesn't use
+PACE_S = 1.0  # over which the pace is measured
+PREFIX = "robot0_"  # of the names that franky-sim gives to the parts of its first robot
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """What the cameras are like.
+
+    size: width and height, px.
+    rate_hz: frames per second.
+    delay_s: from capture to publication.
+    noise: standard deviation of a pixel's noise, of 255.
+    gain: factor of the brightness.
+    shift_m: displacement of the third-person camera along each axis, base frame.
+    turn_deg: rotation of the third-person camera about its own x axis.
+    drop: share of the frames that are lost.
+    """
+
+    size: int = 64
+    rate_hz: float = 20.0
+    delay_s: float = 0.0
+    noise: float = 1.0
+    gain: float = 1.0
+    shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    turn_deg: float = 0.0
+    drop: float = 0.0
+
+
+@dataclass(frozen=True)
+class PhysicsOptions:
+    """How the world differs from the model of it, as factors.
+
+    joint_friction: of the arm's joints. object_mass: of all objects. object_friction: of all objects and the pads.
+    hand_force: of the gripper's fingers.
+    """
+
+    joint_friction: float = 1.0
+    object_mass: float = 1.0
+    object_friction: float = 1.0
+    hand_force: float = 1.0
+
+
+@dataclass(frozen=True)
+class TwinConfig:
+    """A twin. initial_joints: where the arm stands at first, rad."""
+
+    cameras: CameraOptions = field(default_factory=CameraOptions)
+    physics: PhysicsOptions = field(default_factory=PhysicsOptions)
+    initial_joints: tuple[float, ...] = (0.0, -0.1008, 0.0, -2.4942, 0.0, 2.3933, -0.7854)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """success: the task's own predicate. distance_m: from the object to the goal's centre. grasped: by both pads."""
+
+    success: bool
+    distance_m: float
+    grasped: bool
+
+
+class Shown:
+    """The configuration that the cameras see, in memory that both processes share."""
+
+    SIZE = 128
+
+    def __init__(self, context: Any):
+        self._values = context.Array("d", self.SIZE + 2)
+        self.pace = context.Value("d", 1.0, lock=False)
+
+    def write(self, qpos: np.ndarray) -> None:
+        """Skipped while it is being read: the next one comes with the next step."""
+        lock = self._values.get_lock()
+        if lock.acquire(block=False):
+            try:
+                values = np.frombuffer(self._values.get_obj())
+                values[0], values[1] = time.time(), len(qpos)
+                values[2 : 2 + len(qpos)] = qpos
+            finally:
+                lock.release()
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """When it was so, s, and the configuration; empty before the first one."""
+        with self._values.get_lock():
+            values = np.frombuffer(self._values.get_obj()).copy()
+        return float(values[0]), values[2 : 2 + int(values[1])]
+
+
+class Physics:
+    """Arm, objects, and the arm's network protocol.
+
+    `shown` gets the configuration for the cameras. address: what the driver connects to, once started.
+    """
+
+    def __init__(self, config: TwinConfig, shown: Shown):
+        self.config, self.shown = config, shown
+        self.address = ""
+        self._episode: Episode | None = None
+        self._pending: Episode | None = None
+        self._over = self._jammed = False
+        self._changed = Condition()
+
+    def run(self, started: Callable[[str, Any], None]) -> None:
+        """Serve until `stop`; `started` gets the address and the model that the cameras are to see."""
+        with MujocoSimulator() as simulator:
+            robot = simulator.add_robot(initial_q=self.config.initial_joints, initial_hand_width=0.08)
+            self._robot = robot
+            self._hand_goal, robot.set_hand_goal = robot.set_hand_goal, self._set_hand_goal
+            self._furnish(simulator)
+            simulator.register_post_step_callback(lambda _: self._after_step())
+            with franky_sim.SimulationServer(simulator) as server:
+                self._model, self._data = simulator.model, simulator.data
+                self._finish_model()
+                self.address = str(robot.hostname)
+                started(self.address, self._model)
+                self._serve(server)
+
+    def stop(self) -> None:
+        self._over = True
+
+    def jam(self, is_jammed: bool) -> None:
+        """The fingers stay where they are, whatever they are told."""
+        self._jammed = is_jammed
+
+    def reflex(self) -> None:
+        """The arm stops as if it had felt a collision, until the driver recovers it."""
+        self._exchange.reflex(CARTESIAN_REFLEX)
+
+    def lay_out(self, episode: Episode) -> None:
+        """Put the objects of an episode on the table; returns when they are there."""
+        with self._changed:
+            self._pending = episode
+            self._changed.wait_for(lambda: self._pending is None or self._over)
+
+    def judge(self) -> Verdict:
+        """Whether the task of the present episode is done."""
+        with self._changed:
+            if self._episode is None:
+                return Verdict(False, float("nan"), False)
+            data, episode = self._data, self._episode
+            position = data.xpos[self._target].copy()
+            speed = float(np.linalg.norm(data.joint("object0_joint").qvel[:3]))
+            width = float(data.joint(f"{PREFIX}finger_joint1").qpos[0] + data.joint(f"{PREFIX}finger_joint2").qpos[0])
+            left, right = self._touching()
+        goal = episode.receptacles[0]
+        done = is_success(episode, position, speed, width, left or right)
+        return Verdict(done, float(np.hypot(position[0] - goal.x, position[1] - goal.y)), left and right)
+
+    def _serve(self, server: Any) -> None:
+        """Physics of 1 kHz on the wall clock; after a delay it catches up by no more than 20 ms."""
+        self._exchange, simulated = Exchange(server), 0.0
+        due = paced = time.perf_counter()
+        while not self._over:
+            seconds = self._exchange.advance()
+            simulated += seconds
+            now = time.perf_counter()
+            if simulated >= PACE_S:
+                self.shown.pace.value, paced, simulated = simulated / (now - paced), now, 0.0
+            due = max(due + seconds, now - 0.02)
+            time.sleep(max(0.0, due - time.perf_counter()))
+
+    def _set_hand_goal(self, width: float, speed: float, force: float) -> None:
+        """In place of franky-sim's: weaker fingers, or none."""
+        if self._jammed:
+            width = float(self._robot.hand_width)
+        self._hand_goal(width, speed, force * self.config.physics.hand_force)
+
+    def _furnish(self, simulator: Any) -> None:
+        """Replace franky-sim's surroundings by those of the task, and simplify its arm."""
+        scene, world = simulator.scene, simulator.worldbody
+        for element in [e for e in world if e.tag in ("light", "geom")]:
+            world.remove(element)
+        for element in scene.findall("visual"):
+            scene.remove(element)
+        used = mjcf.simplify_arm(world)
+        asset = scene.find("asset")
+        for mesh in [m for m in asset.findall("mesh") if m.get("name") not in used]:
+            asset.remove(mesh)
+        mjcf.add_table_looks(asset)
+        mjcf.add_graphics(scene)
+        mjcf.add_surroundings(world)
+        ElementTree.SubElement(world, "geom", name="floor", type="plane", size="5 5 0.1", pos="0 0 -0.1", group="3")
+        mjcf.add_slots(world, OBJECTS, RECEPTACLES)
+
+    def _finish_model(self) -> None:
+        model, options = self._model, self.config
+        self._items = mujoco.MjModel.from_xml_string(mjcf.library())
+        for look in range(mjcf.TABLES):
+            start = model.tex_adr[model.texture(f"table{look}").id]
+            pixels = mjcf.table_texture(look).reshape(-1)
+            model.tex_data[start : start + pixels.size] = pixels
+        model.dof_frictionloss[:7] *= options.physics.joint_friction
+        model.dof_damping[:7] *= options.physics.joint_friction
+        self._pads = [model.geom(f"{PREFIX}{side}_finger_pad").id for side in ("left", "right")]
+        model.geom_friction[self._pads] *= options.physics.object_friction
+        self._target = model.body("object0").id
+        camera = model.camera("third_person").id
+        model.cam_pos[camera] += options.cameras.shift_m
+        turn, quaternion = np.deg2rad(options.cameras.turn_deg) / 2, np.zeros(4)
+        mujoco.mju_mulQuat(quaternion, model.cam_quat[camera], np.array([np.cos(turn), np.sin(turn), 0.0, 0.0]))
+        model.cam_quat[camera] = quaternion
+
+    def _after_step(self) -> None:
+        """Lay out what is asked for, show the cameras the configuration."""
+        with self._changed:
+            if self._pending is not None:
+                dress(self._model, self._items, self._pending, self.config.physics, self._data)
+                self._episode, self._pending = self._pending, None
+                self._changed.notify_all()
+        self.shown.write(self._data.qpos)
+
+    def _touching(self) -> tuple[bool, bool]:
+        """Whether the left and the right pad touch the target."""
+        first = int(self._model.body_geomadr[self._target])
+        parts = range(first, first + mjcf.MAX_PARTS)
+        touched = set()
+        for a, b in self._data.contact.geom[: self._data.ncon].tolist():
+            if a in parts or b in parts:
+                touched |= {a, b}
+        return self._pads[0] in touched, self._pads[1] in touched
+
+
+def dress(model: Any, items: Any, episode: Episode, physics: PhysicsOptions, data: Any = None) -> None:
+    """Give the model's slots the shapes and looks of an episode's items; with `data` lay them where they belong."""
+    for kind, placements, count in (
+        ("object", episode.objects, OBJECTS), ("receptacle", episode.receptacles, RECEPTACLES)
+    ):  # fmt: skip
+        for index in range(count):
+            slot = f"{kind}{index}"
+            parked = Placement(mjcf.ITEMS["red cube"], PARKED[0], PARKED[1] + 0.2 * index, 0.0)
+            placement = placements[index] if index < len(placements) else parked
+            mjcf.dress(model, items, slot, placement.item.name)
+            if data is not None:
+                mjcf.lay(model, data, slot, placement)
+            body = model.body(slot)
+            if kind == "object":
+                body.mass[:] *= physics.object_mass
+                body.inertia[:] *= physics.object_mass
+                first = int(body.geomadr[0])
+                model.geom_friction[first : first + mjcf.MAX_PARTS] *= physics.object_friction
+    model.geom("table").matid[:] = model.material(f"table{episode.table}").id
+
+
+def serve(config: TwinConfig, pipe: Any, shown: Shown) -> None:
+    """The process of a `TwinProcess`; it ends with its parent."""
+
+    def answer() -> None:
+        requests = {"lay_out": physics.lay_out, "judge": physics.judge, "jam": physics.jam, "reflex": physics.reflex}
+        with contextlib.suppress(EOFError, OSError):
+            while (request := pipe.recv())[0] != "stop":
+                pipe.send(requests[request[0]](*request[1:]))
+        physics.stop()
+
+    def started(address: str, model: Any) -> None:
+        pipe.send((address, model))
+        Thread(target=answer, name="requests", daemon=True).start()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one in order
+    with contextlib.suppress(OSError):  # only root may; an arm has a computer of its own
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    physics = Physics(config, shown)
+    try:
+        physics.run(started)
+    except Exception as error:  # told to whoever started it
+        pipe.send(SimrealError(f"the twin failed: {error}", code="TWIN", remedy="`vla doctor` tests its rendering."))
