@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deployment.twin_physics import CameraOptions, PhysicsOptions, Shown, TwinConfig, Verdict, dress, serve
+from deployment.twin_physics import CameraOptions, PhysicsOptions, Shown, TwinConfig, Verdict, lay_out, serve
 from vla import graphics
 from vla.adapters.tabletop import CAMERAS
 from vla.errors import SimrealError
@@ -150,7 +150,7 @@ class TwinProcess:
                 continue
             if self._episode is not drawn and self._episode is not None:
                 drawn = self._episode
-                dress(model, items, drawn, self.config.physics)
+                lay_out(model, renderer.data, items, drawn, self.config.physics)
             renderer.place(qpos)
             images = {name: self._develop(renderer.image(name)) for name in CAMERAS}
             time.sleep(max(0.0, stamp + options.delay_s - time.time()))
@@ -172,7 +172,7 @@ class _Renderer:
     """Images of a configuration `qpos`, in a copy of the simulation's data."""
 
     def __init__(self, model: Any, size: int):
-        self._model, self._data = model, mujoco.MjData(model)
+        self._model, self.data = model, mujoco.MjData(model)
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=200)
@@ -184,14 +184,14 @@ class _Renderer:
         self._pixels = np.zeros((size, size, 3), np.uint8)
 
     def place(self, qpos: np.ndarray) -> None:
-        self._data.qpos[:] = qpos
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
+        self.data.qpos[:] = qpos
+        mujoco.mj_kinematics(self._model, self.data)
+        mujoco.mj_camlight(self._model, self.data)
 
     def image(self, camera: str) -> np.ndarray:
         self._camera.fixedcamid = self._model.camera(camera).id
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, self._data, self._option, None, self._camera, everything, self._scene)
+        mujoco.mjv_updateScene(self._model, self.data, self._option, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._view, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._view, self._context)
         return self._pixels[::-1].astype(np.float64)

@@ -232,7 +232,7 @@ class Physics:
         """Lay out what is asked for, show the cameras the configuration."""
         with self._changed:
             if self._pending is not None:
-                dress(self._model, self._items, self._pending, self.config.physics, self._data)
+                lay_out(self._model, self._data, self._items, self._pending, self.config.physics)
                 self._episode, self._pending = self._pending, None
                 self._changed.notify_all()
         self.shown.write(self._data.qpos)
@@ -248,8 +248,8 @@ class Physics:
         return self._pads[0] in touched, self._pads[1] in touched
 
 
-def dress(model: Any, items: Any, episode: Episode, physics: PhysicsOptions, data: Any = None) -> None:
-    """Give the model's slots the shapes and looks of an episode's items; with `data` lay them where they belong."""
+def lay_out(model: Any, data: Any, items: Any, episode: Episode, physics: PhysicsOptions) -> None:
+    """Give the model's slots the shapes and looks of an episode's items, and lay them where they belong."""
     for kind, placements, count in (
         ("object", episode.objects, OBJECTS), ("receptacle", episode.receptacles, RECEPTACLES)
     ):  # fmt: skip
@@ -258,8 +258,7 @@ def dress(model: Any, items: Any, episode: Episode, physics: PhysicsOptions, dat
             parked = Placement(mjcf.ITEMS["red cube"], PARKED[0], PARKED[1] + 0.2 * index, 0.0)
             placement = placements[index] if index < len(placements) else parked
             mjcf.dress(model, items, slot, placement.item.name)
-            if data is not None:
-                mjcf.lay(model, data, slot, placement)
+            mjcf.lay(model, data, slot, placement)
             body = model.body(slot)
             if kind == "object":
                 body.mass[:] *= physics.object_mass

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from vla import graphics
 from vla.adapters.tabletop import tabletop_contract
 from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
+
+graphics.choose()  # before any test imports mujoco
 
 SENTENCE = "put the red cube on the plate"
 

@@ -151,6 +151,31 @@ def test_the_gripper_closes_with_its_row() -> None:
     assert not made.reference(9.0).gripper_open
 
 
+def test_the_tool_waits_for_the_gripper_and_the_next_chunk_waits_with_it() -> None:
+    actions = chunk(0.0).actions.copy()
+    actions[3:6, 6] = 0.0  # closes at 0.15 s, opens three rows later
+    made, waiting = executor(dwell_s=0.0, delay_s=0.1), executor(dwell_s=0.4, delay_s=0.1)
+    for one in (made, waiting):
+        give(one, ActionChunk(actions, 0.0), 0.0)
+    assert waiting.due() == pytest.approx(made.due() + 0.4)
+    for time in (0.05, 0.1, 0.15):
+        assert np.allclose(waiting.reference(time).pose.position, made.reference(time).pose.position, atol=1e-3)
+    for time in (0.16, 0.3, 0.54):
+        held = waiting.reference(time)
+        assert not held.gripper_open and np.allclose(
+            held.pose.position, HOME.position + np.array([0.03, 0, 0]), atol=1e-9
+        )
+        assert np.linalg.norm(held.velocity) < 1e-9
+    assert waiting.reference(0.72).gripper_open and not made.reference(0.29).gripper_open
+    assert np.allclose(waiting.reference(2.0).pose.position, made.reference(2.0).pose.position)
+
+    after = chunk(0.6, gripper=0.0)  # the gripper was told to close before this was seen: no second pause
+    give(waiting, after, 0.65)
+    way = waiting.reference(9.0).pose.position - waiting.reference_then(0.6).pose.position
+    assert np.allclose(way, [0.08, 0, 0])
+    assert waiting.due() == pytest.approx(0.6 + 6 * STEP - 0.1, abs=0.06)
+
+
 def test_hold_forgets_everything() -> None:
     made = executor()
     give(made, chunk(0.0), 0.0)

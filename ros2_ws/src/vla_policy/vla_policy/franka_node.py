@@ -39,6 +39,8 @@ PARAMETERS = (
     Parameter("mode", "asynchronous", "How chunks become motion.", choices=("asynchronous", "plain", "synchronous")),
     Parameter("execute", 6, "Rows of a chunk after which the next one is to take over.", 1, 100),
     Parameter("blend_s", 0.15, "Longest time in which a new chunk takes over, s.", 0.01, 1.0),
+    Parameter("dwell_s", 0.4, "How long the tool waits where the gripper opens or closes, s; 0 for a policy that waits.",
+              0.0, 5.0),
     Parameter("on_violation", "clip", "What becomes of rows beyond the bounds.", choices=("clip", "reject")),
     Parameter("hold_s", 0.6, "Time without a chunk after which the arm holds, s.", 0.05, 10.0),
     Parameter("heartbeat_s", 0.08, "Silence of the policy's process after which the arm holds, s.", 0.03, 1.0),
@@ -105,7 +107,9 @@ class FrankaNode(ManagedNode):
         robot = arm_config(read(self, "arm_id"))
         address = read(self, "robot_ip") or self._twin_address()
         config = DriverConfig(
-            ExecutorConfig(read(self, "mode"), read(self, "execute"), read(self, "blend_s")),
+            ExecutorConfig(
+                read(self, "mode"), read(self, "execute"), read(self, "blend_s"), dwell_s=read(self, "dwell_s")
+            ),
             SupervisorConfig(
                 on_violation=read(self, "on_violation"), hold_s=read(self, "hold_s"),
                 heartbeat_s=read(self, "heartbeat_s"), stop_s=read(self, "stop_s"), camera_s=read(self, "camera_s"),
