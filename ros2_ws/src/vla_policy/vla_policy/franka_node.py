@@ -39,7 +39,7 @@ PARAMETERS = (
     Parameter("mode", "asynchronous", "How chunks become motion.", choices=("asynchronous", "plain", "synchronous")),
     Parameter("execute", 6, "Rows of a chunk after which the next one is to take over.", 1, 100),
     Parameter("blend_s", 0.15, "Longest time in which a new chunk takes over, s.", 0.01, 1.0),
-    Parameter("dwell_s", 0.4, "How long the tool waits where the gripper opens or closes, s; 0 for a policy that waits.",
+    Parameter("dwell_s", 0.4, "How long the tool waits where the gripper opens or closes, s; 0: not.",
               0.0, 5.0),
     Parameter("on_violation", "clip", "What becomes of rows beyond the bounds.", choices=("clip", "reject")),
     Parameter("hold_s", 0.6, "Time without a chunk after which the arm holds, s.", 0.05, 10.0),
