@@ -218,6 +218,8 @@ class Driver:
             except ArmError as error:
                 self._fail(error)
         self._take_chunks(state, now)
+        if self._executor is not None and self.supervisor.status == "running":
+            self.supervisor.expect(self._executor.due())
         status = self.supervisor.poll(now, steady)
         if self._slew is not None:
             self._steer(arm, self._slew, status, now)

@@ -61,7 +61,8 @@ class SupervisorConfig:
     """Options of the supervisor.
 
     on_violation: clip, a row outside the bounds is moved to the nearest allowed one; or reject, its chunk is refused.
-    hold_s: time without a chunk after which the arm holds. heartbeat_s: without a sign of life of the policy's process.
+    hold_s: time without the chunk that is due after which the arm holds. heartbeat_s: without a sign of life of the
+        policy's process.
     stop_s: silence of either that is a fault.
     state_s, camera_s: silence of the arm's state and of a camera that is a fault.
     max_age_s: chunks whose observation is older are refused.
@@ -69,7 +70,7 @@ class SupervisorConfig:
     """
 
     on_violation: Literal["clip", "reject"] = "clip"
-    hold_s: float = 0.6
+    hold_s: float = 0.4
     heartbeat_s: float = 0.08
     stop_s: float = 2.0
     state_s: float = 0.1
@@ -92,12 +93,14 @@ class Supervisor:
         self._beats: dict[str, float] = {}
         self._clocks: tuple[float, float] | None = None
         self._first = True
+        self._due = 0.0
 
     def start(self, now: float) -> None:
         """Arm. Ignored while a fault is latched."""
         if self.status == "idle":
             self.status, self._first, self._clocks = "running", True, None
             self._beats = {name: now for name in ("policy", "heartbeat", "state", *self.cameras)}
+            self._due = now
 
     def stop(self) -> None:
         """Disarm; a fault stays."""
@@ -120,6 +123,10 @@ class Supervisor:
         """Something of "state", "heartbeat" or a camera has arrived that was captured at `stamp`."""
         self._beats[name] = max(stamp, self._beats.get(name, stamp))
 
+    def expect(self, due: float) -> None:
+        """The policy is to answer an observation of this time or later; before it, no chunk is missed."""
+        self._due = due
+
     def poll(self, now: float, wall: float) -> Status:
         """Call this in every control cycle, with a second clock that nobody sets (or the other way round)."""
         if self._clocks is not None and self.status in ("running", "holding"):
@@ -140,7 +147,7 @@ class Supervisor:
                 code = "STATE_SILENT" if name == "state" else "CAMERA_SILENT"
                 self.trip(code, name, f"something new every {limit:g} s", f"nothing for {silent:.3f} s")
                 return
-        chunk, life = now - self._beats["policy"], now - self._beats["heartbeat"]
+        chunk, life = now - max(self._beats["policy"], self._due), now - self._beats["heartbeat"]
         if max(chunk, life) > config.stop_s:
             name = "chunk" if chunk > life else "heartbeat"
             self.trip(

@@ -74,8 +74,21 @@ def test_reject_refuses_the_whole_chunk_and_the_silence_that_follows_holds_and_s
         seen.append(made.poll(now, now))
     order = list(dict.fromkeys(seen))
     assert order == ["running", "holding", "fault"]
-    assert seen.index("holding") == pytest.approx(61, abs=1) and seen.index("fault") == pytest.approx(201, abs=1)
+    assert seen.index("holding") == pytest.approx(41, abs=1) and seen.index("fault") == pytest.approx(201, abs=1)
     assert made.fault is not None and made.fault.code == "POLICY_SILENT"
+
+
+def test_no_chunk_is_missed_before_it_is_due() -> None:
+    made = supervisor()
+    made.review(waypoints(), HOME, 0.0)
+    made.expect(0.8)
+    seen = []
+    for now in np.arange(0.0, 1.5, 0.01):
+        for name in ("state", "wrist", "heartbeat"):
+            made.beat(name, now)
+        seen.append(made.poll(now, now))
+    assert seen.index("holding") == pytest.approx(121, abs=1)
+    assert made.counts["held_without_chunk"] == 1 and not made.counts["held_without_heartbeat"]
 
 
 BAD: list[tuple[str, Callable[[Waypoints], Waypoints]]] = [

@@ -42,7 +42,7 @@ PARAMETERS = (
     Parameter("dwell_s", 0.4, "How long the tool waits where the gripper opens or closes, s; 0: not.",
               0.0, 5.0),
     Parameter("on_violation", "clip", "What becomes of rows beyond the bounds.", choices=("clip", "reject")),
-    Parameter("hold_s", 0.6, "Time without a chunk after which the arm holds, s.", 0.05, 10.0),
+    Parameter("hold_s", 0.4, "Time without the chunk that is due after which the arm holds, s.", 0.05, 10.0),
     Parameter("heartbeat_s", 0.08, "Silence of the policy's process after which the arm holds, s.", 0.03, 1.0),
     Parameter("stop_s", 2.0, "Silence of the policy that is a fault, s.", 0.1, 60.0),
     Parameter("camera_s", 0.5, "Silence of a camera that is a fault, s.", 0.05, 10.0),
