@@ -6,6 +6,8 @@ Each step is the command of its own name and leaves a finished result; a killed 
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from training.sft import SftConfig, sft
 from training.train import EnvConfig, TrainConfig, train
 from vla.cli import Command
 from vla.results import write_json
+
+WRITE_S = 5.0  # between the accounts of a step that goes on
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,37 @@ class QuickstartConfig:
 
 
 class Meter:
-    """Wall time and the peak resident memory of this process and all its descendants."""
+    """Wall time and the peak resident memory of this process and all its descendants, kept in `file` through kills."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, env_steps: Callable[[], int]):
+        self.file, self._env_steps = file, env_steps
         before = json.loads(file.read_text()) if file.exists() else {}
         self.wall_s: float = before.get("wall_s", 0.0)
         self.peak_mib: float = before.get("peak_rss_mib", 0.0)
         self.steps: dict[str, float] = before.get("steps", {})
+        self._running: tuple[str, float] | None = None  # step, and since when it is not accounted for
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Account for what is done inside."""
+        self._running = name, time.monotonic()
+        try:
+            yield
+        finally:
+            self._write()
+            self._running = None
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
     def _watch(self) -> None:
         me = psutil.Process()
+        written = time.monotonic()
         while not self._stop.wait(0.5):
             total = 0
             for process in [me, *me.children(recursive=True)]:
@@ -80,17 +101,23 @@ class Meter:
                 except psutil.NoSuchProcess:
                     continue
             self.peak_mib = max(self.peak_mib, total / 2**20)
+            if time.monotonic() - written > WRITE_S:
+                self._write()
+                written = time.monotonic()
 
-    def add(self, step: str, seconds: float, env_steps: int) -> None:
-        """Write the totals after a step."""
-        self.wall_s += seconds
-        self.steps[step] = self.steps.get(step, 0.0) + seconds
-        record = {"wall_s": self.wall_s, "peak_rss_mib": self.peak_mib, "steps": self.steps, "env_steps": env_steps}
-        write_json(self.file, record)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+    def _write(self) -> None:
+        with self._lock:
+            if self._running is None:
+                return
+            (name, since), now = self._running, time.monotonic()
+            self._running = name, now
+            self.wall_s += now - since
+            self.steps[name] = self.steps.get(name, 0.0) + now - since
+            record = {
+                "wall_s": self.wall_s, "peak_rss_mib": self.peak_mib, "steps": self.steps,
+                "env_steps": self._env_steps(),
+            }  # fmt: skip
+            write_json(self.file, record)
 
 
 def quickstart(config: QuickstartConfig) -> None:
@@ -98,7 +125,7 @@ def quickstart(config: QuickstartConfig) -> None:
     console = Console()
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
-    meter = Meter(out / "usage.json")
+    meter = Meter(out / "usage.json", lambda: _env_steps(out / "rl"))
     demonstrations = DemosConfig(out / "demos", episodes=config.episodes, scenes=config.scenes)
     imitation = SftConfig(
         out / "sft", out / "demos", scene_samples=config.scene_samples, samples=config.samples, seed=config.seed
@@ -118,11 +145,8 @@ def quickstart(config: QuickstartConfig) -> None:
     )
     for number, (name, step) in enumerate(steps, 1):
         console.rule(f"{number}/{len(steps)} {name}")
-        began = time.monotonic()
-        try:
+        with meter.step(name):
             step()
-        finally:
-            meter.add(name, time.monotonic() - began, _env_steps(out / "rl"))
     meter.close()
     report(ReportConfig(out))
     summary = json.loads((out / "report.json").read_text())
@@ -143,7 +167,10 @@ def _publish(out: Path) -> None:
 def _env_steps(run: Path) -> int:
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return int(json.loads(lines[-1])["time/total_env_steps"]) if lines else 0
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError):  # a line that is just being written
+            return int(json.loads(line)["time/total_env_steps"])
+    return 0
 
 
 command = Command(

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from training import quickstart
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -19,6 +22,26 @@ LIMIT_S = 240
 def start(out: Path, log: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "vla", "quickstart", f"out={out}", *TINY]
     return subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=ROOT)
+
+
+def test_the_account_of_a_step_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., bool]
+) -> None:
+    monkeypatch.setattr(quickstart, "WRITE_S", 0.0)
+    file = tmp_path / "usage.json"
+    killed = quickstart.Meter(file, lambda: 7)
+    with killed.step("PPO"):
+        assert until(file.exists)
+        record = json.loads(file.read_text())
+        assert record["steps"]["PPO"] == record["wall_s"] > 0 and record["env_steps"] == 7
+        killed.close()
+        resumed = quickstart.Meter(file, lambda: 9)
+        with resumed.step("PPO"):
+            time.sleep(0.05)
+        resumed.close()
+        after = json.loads(file.read_text())
+    assert after["wall_s"] >= record["wall_s"] + 0.05 and after["steps"]["PPO"] == after["wall_s"]
+    assert after["env_steps"] == 9
 
 
 @pytest.mark.slow
