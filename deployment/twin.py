@@ -118,6 +118,9 @@ class TwinProcess:
                 self._ours.send(request)
                 return self._receive()
             except (OSError, EOFError) as error:
+                with contextlib.suppress(OSError, EOFError):
+                    while self._ours.poll():  # it told why, or answered before
+                        self._receive()
                 raise SimrealError("the twin's process has ended", code="TWIN", remedy="Start it again.") from error
 
     def _receive(self) -> Any:

@@ -139,9 +139,10 @@ class Physics:
             with franky_sim.SimulationServer(simulator) as server:
                 self._model, self._data = simulator.model, simulator.data
                 self._finish_model()
+                self._exchange = Exchange(server)
                 self.address = str(robot.hostname)
                 started(self.address, self._model)
-                self._serve(server)
+                self._serve()
 
     def stop(self) -> None:
         self._over = True
@@ -174,9 +175,9 @@ class Physics:
         done = is_success(episode, position, speed, width, left or right)
         return Verdict(done, float(np.hypot(position[0] - goal.x, position[1] - goal.y)), left and right)
 
-    def _serve(self, server: Any) -> None:
+    def _serve(self) -> None:
         """Physics of 1 kHz on the wall clock; after a delay it catches up by no more than 20 ms."""
-        self._exchange, simulated = Exchange(server), 0.0
+        simulated = 0.0
         due = paced = time.perf_counter()
         while not self._over:
             seconds = self._exchange.advance()

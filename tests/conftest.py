@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vla import graphics
+from deployment.franka import ArmConfig
+from vla import configuration, graphics
 from vla.adapters.tabletop import tabletop_contract
 from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
@@ -58,3 +59,8 @@ def until() -> Callable[..., bool]:
         return True
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def robot() -> ArmConfig:
+    return configuration.load(ArmConfig, "fr3", folder=configuration.config_folder() / "robot")

@@ -11,7 +11,6 @@ from deployment.franka import ArmConfig
 from deployment.inference import Inference
 from deployment.reference import Pose
 from deployment.twin import TwinConfig, TwinProcess
-from vla import configuration
 
 SENTENCE = "put the red cube on the plate"
 DOWN = np.array([0.5**0.5, 0.5**0.5, 0.0, 0.0])
@@ -42,11 +41,6 @@ class Streams:
 @pytest.fixture
 def streams() -> Callable[[Inference], Streams]:
     return Streams
-
-
-@pytest.fixture(scope="module")
-def robot() -> ArmConfig:
-    return configuration.load(ArmConfig, "fr3", folder=configuration.config_folder() / "robot")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from deployment.franka import ArmConfig, FrankaArm
 from deployment.twin import CameraOptions, Frame, TwinConfig, TwinProcess
 from training import envs
 from training.envs.base import EpisodeRequest
-from vla import configuration
 from vla.adapters.tabletop import CAMERAS
 from vla.policy import Policy
 from vla.tasks.put_on_plate import sample_episode
@@ -20,11 +19,6 @@ from vla.tasks.put_on_plate import sample_episode
 CASES = (
     (90_001, "in_distribution"), (90_002, "unseen_object"), (90_005, "distractor_receptacle"), (90_006, "unseen_table")
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def robot() -> ArmConfig:
-    return configuration.load(ArmConfig, "fr3", folder=configuration.config_folder() / "robot")
 
 
 @pytest.fixture(scope="module")

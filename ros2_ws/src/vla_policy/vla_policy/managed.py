@@ -1,5 +1,6 @@
 """What the lifecycle nodes have in common: they tell why they fail, start by themselves, and report their health."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from vla_policy import messages
 from vla_policy.parameters import Parameter, declare, read
 
 
-class ManagedNode(LifecycleNode):
+class ManagedNode(LifecycleNode, ABC):
     """A lifecycle node with these parameters, of which `autostart` is one.
 
     failed: why the node can't go on; its process ends with that.
@@ -27,13 +28,13 @@ class ManagedNode(LifecycleNode):
         if read(self, "autostart"):
             self._once = self.create_timer(0.05, self._autostart)
 
+    @abstractmethod
     def configure(self) -> None:
         """Make everything ready. Raises SimrealError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def health(self) -> tuple[str, Fault | None, dict[str, object]]:
         """Who reports, what is wrong, and values to tell."""
-        raise NotImplementedError
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
