@@ -9,6 +9,8 @@ SLOPE = 2.0  # height of the funnel: the tool may go below HOVER only as the hor
 ALIGNED = 0.008  # m, horizontal error at the bottom of the funnel
 GAIN = 0.45  # share of the remaining way in one step: a smooth approach, easier to imitate than a sudden halt
 LIFT_FIRST = 0.05  # m of lift until a carried object moves sideways at full speed
+CENTERED = 0.007  # m, the measured tool to the grasp
+SETTLE_STEPS = 3  # that it stays there before the gripper closes
 CLOSE_STEPS = 4
 OPEN_STEPS = 3
 
@@ -44,6 +46,7 @@ class Expert:
     max_rotation: float
     phase: str = field(default="reach", init=False)
     wait: int = field(default=0, init=False)
+    settled: int = field(default=0, init=False)  # control steps at the grasp
     grasp_height: float = field(default=0.02, init=False)  # m, of the tool when it closed
     grasp_offset: float = field(default=0.0, init=False)  # m, tool above the object's centre
 
@@ -76,8 +79,10 @@ class Expert:
     def _advance(self, now: Privileged) -> None:
         if self.phase == "reach":
             wanted = np.array([*now.target[:2], self._bottom(now)])
-            if np.linalg.norm(wanted - now.measured) < 0.01:
-                self.phase, self.wait = "close", CLOSE_STEPS
+            centered = np.linalg.norm(wanted - now.measured) < CENTERED
+            self.settled = self.settled + 1 if centered else 0
+            if self.settled >= SETTLE_STEPS:
+                self.phase, self.wait, self.settled = "close", CLOSE_STEPS, 0
                 self.grasp_height = float(now.commanded[2])
                 self.grasp_offset = float(now.commanded[2] - now.target[2])
         elif self.phase == "close":
