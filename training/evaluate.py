@@ -5,7 +5,6 @@ Every variant of the suite is played on held-out seeds, greedily, in parallel pr
 that the policy needs its eyes and its ears.
 """
 
-import json
 import multiprocessing as mp
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from training.envs.base import EpisodeRequest
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.policy import Policy
-from vla.results import score
+from vla.results import score, write_json
 from vla.tasks.put_on_plate import VARIANTS, axis_of
 from vla.types import Observation
 
@@ -49,6 +48,7 @@ class EvalConfig:
     out: JSON file of the result.
     suite: generalization (all axes and controls) or in_distribution.
     episodes: episodes of each variant.
+    in_distribution_episodes: of the variant in_distribution, which is an axis by itself; null for as many as of others.
     seed: first episode's seed; training uses seeds from 1000000 on.
     videos: folder for one success and one failure of each variant, null for none.
     workers: processes, 0 for one per core.
@@ -60,6 +60,7 @@ class EvalConfig:
     out: Path
     suite: str = "generalization"
     episodes: int = 100
+    in_distribution_episodes: int | None = None
     seed: int = 90_001
     videos: Path | None = None
     workers: int = 0
@@ -179,8 +180,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Policy.load(config.checkpoint, env.contract, "vla eval")
     env.close()
     variants = SUITES[config.suite]
-    seeds = range(config.seed, config.seed + config.episodes)
-    jobs = [(v, seeds[i : i + JOB]) for i in range(0, config.episodes, JOB) for v in variants]
+    counts = dict.fromkeys(variants, config.episodes)
+    if config.in_distribution_episodes is not None:
+        counts["in_distribution"] = config.in_distribution_episodes
+    jobs = [
+        (v, range(config.seed + i, config.seed + min(i + JOB, counts[v])))
+        for i in range(0, max(counts.values()), JOB)
+        for v in variants
+        if i < counts[v]
+    ]
     results: dict[str, list[EpisodeResult]] = {v: [] for v in variants}
     columns = TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (
@@ -192,7 +200,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             initargs=(config,),
         ) as pool,
     ):
-        bar = progress.add_task("", total=len(variants) * config.episodes)
+        bar = progress.add_task("", total=sum(counts.values()))
         filmed = 6 if config.videos else 0
         futures = [pool.submit(_job, v, part, part[:filmed] if part[0] == config.seed else ()) for v, part in jobs]
         for future in as_completed(futures):
@@ -202,10 +210,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     for rows in results.values():
         rows.sort(key=lambda r: r.seed)
     summary = summarize(results, config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = config.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.rename(config.out)
+    write_json(config.out, summary)
     if config.videos:
         write_videos(results, config.videos)
     return summary
@@ -236,18 +241,22 @@ def write_video(path: Path, frames: np.ndarray, rate: int = 10) -> None:
             container.mux(packet)
 
 
+def _shown(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Episodes, rate and interval of an entry."""
+    return str(entry["episodes"]), f"{entry['rate']:.1%}", "{:.1%} .. {:.1%}".format(*entry["wilson95"])
+
+
 def _run(config: EvalConfig) -> None:
     summary = evaluate(config)
-    table = Table(title=f"{config.checkpoint}: success, {config.episodes} episodes a variant")
-    for heading in ("axis", "variant", "rate", "95% interval"):
+    table = Table(title=f"{config.checkpoint}: success")
+    for heading in ("axis", "variant", "episodes", "rate", "95% interval"):
         table.add_column(heading)
     for name, entry in summary["axes"].items():
-        table.add_row(name, "", f"[bold]{entry['rate']:.1%}[/]", "{:.1%} .. {:.1%}".format(*entry["wilson95"]))
+        table.add_row(name, "", *_shown(entry), style="bold")
         for variant in VARIANTS[name]:
-            row = summary["variants"][variant]
-            table.add_row("", variant, f"{row['rate']:.1%}", "{:.1%} .. {:.1%}".format(*row["wilson95"]))
+            table.add_row("", variant, *_shown(summary["variants"][variant]))
     for name, entry in summary["controls"].items():
-        table.add_row("control", name, f"{entry['rate']:.1%}", "{:.1%} .. {:.1%}".format(*entry["wilson95"]))
+        table.add_row("control", name, *_shown(entry))
     console = Console()
     console.print(table)
     console.print(f"written to {config.out}")

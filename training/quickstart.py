@@ -44,6 +44,7 @@ class QuickstartConfig:
     algorithm: options of PPO.
     placement: who runs where.
     eval_episodes: episodes of each variant in the evaluations.
+    eval_in_distribution_episodes: of the variant in_distribution, whose rate is not a mean of several.
     """
 
     out: Path = Path("runs/quickstart")
@@ -51,7 +52,7 @@ class QuickstartConfig:
     episodes: int = 300
     scenes: int = 12_000
     scene_samples: int = 110_000
-    samples: int = 42_000
+    samples: int = 46_000
     iterations: int = 115
     slots: int = 32
     decisions: int = 32
@@ -59,6 +60,7 @@ class QuickstartConfig:
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     eval_episodes: int = 50
+    eval_in_distribution_episodes: int = 150
 
 
 class Meter:
@@ -134,7 +136,10 @@ def quickstart(config: QuickstartConfig) -> None:
         out / "rl", out / "sft" / "checkpoint", seed=config.seed, iterations=config.iterations, slots=config.slots,
         decisions=config.decisions, env=config.env, algorithm=config.algorithm, placement=config.placement,
     )  # fmt: skip
-    score_sft = EvalConfig(out / "sft" / "checkpoint", out / "sft.json", episodes=config.eval_episodes)
+    score_sft = EvalConfig(
+        out / "sft" / "checkpoint", out / "sft.json", episodes=config.eval_episodes,
+        in_distribution_episodes=config.eval_in_distribution_episodes,
+    )  # fmt: skip
     score_rl = replace(score_sft, checkpoint=out / "checkpoint", out=out / "rl.json", videos=out / "videos")
     steps = (
         ("demonstrations", lambda: demos(demonstrations)),

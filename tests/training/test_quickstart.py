@@ -14,7 +14,8 @@ from training import quickstart
 ROOT = Path(__file__).parents[2]
 TINY = (
     "episodes=6", "scenes=600", "scene_samples=128", "samples=128", "iterations=3", "slots=4", "decisions=4",
-    "eval_episodes=1", "algorithm.perception_steps=1", "placement.environment_workers=1", "placement.learners=1",
+    "eval_episodes=1", "eval_in_distribution_episodes=2", "algorithm.perception_steps=1",
+    "placement.environment_workers=1", "placement.learners=1",
 )  # fmt: skip
 LIMIT_S = 240
 
@@ -69,6 +70,7 @@ def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> Non
         assert set(report[name]) == {"in_distribution", "vision", "semantic", "execution"}
         assert set(report["controls"][name]) == {"blind", "wrong_instruction"}
         assert report["variants"][name]["unseen_table"]["episodes"] == 1
+        assert report["variants"][name]["in_distribution"]["episodes"] == 2
     assert report["wall_s"] > 0 and report["peak_rss_mib"] > 0 and report["env_steps"] > 0
     assert report["seed"] == 0 and report["machine"]["cores"] > 0
     page = (out / "report.html").read_text()
