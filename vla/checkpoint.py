@@ -125,7 +125,9 @@ def _write(policy: Policy, folder: Path, provenance: Provenance) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text)
     codec.tokenizer.save(folder)
-    save_model(policy.model, str(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    save_model(policy.model, str(weights))
+    shutil.copymode(folder / "model.json", weights)  # safetensors keeps the file from everybody else
     for path in folder.iterdir():
         _sync(path)
     _sync(folder)

@@ -48,6 +48,7 @@ def test_a_loaded_policy_is_the_saved_one(
         assert one.actions.tobytes() == two.actions.tobytes() and one.stamp == two.stamp
     assert not copy.model.training
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "whoever may read one may read all"
 
 
 def test_saving_leaves_nothing_beside_and_never_replaces_by_accident(
