@@ -29,6 +29,7 @@ from vla.results import commit, machine, write_json
 STILL = 2e-3  # m/s
 MOVING = 0.02  # m/s: only then is holding worth measuring
 WATCHED_S = 1.0
+SEEN_S = 0.2  # for which references have to be there before and after the break
 
 
 def config(arguments: argparse.Namespace, mode: str = "asynchronous") -> DeployConfig:
@@ -52,21 +53,23 @@ class Watchdog:
     def measure(self, breaks: Callable[[], None], mends: Callable[[], None]) -> float:
         """Milliseconds from the break to the rest."""
         conductor = self.conductor
-        while True:
-            self._set_off()
-            if conductor.wait_for_speed(MOVING, 4.0):
-                break
-            conductor.trigger("franka_node/stop")
-            self.seed += 1
-        time.sleep(float(np.random.default_rng(self.seed).uniform(0.0, 0.4)))  # at any moment of a chunk
         with conductor.tracing() as trace:
+            while True:
+                self._set_off()
+                if conductor.wait_for_speed(MOVING, 4.0):
+                    break
+                conductor.trigger("franka_node/stop")
+                self.seed += 1
+            time.sleep(float(np.random.default_rng(self.seed).uniform(0.0, 0.4)))  # at any moment of a chunk
             begun = time.time()
             breaks()
             time.sleep(WATCHED_S)
         self.seed += 1
         mends()
-        times = np.array([t for t, _ in trace])
-        positions = np.array([p for _, p in trace])
+        seen = [(t, p) for t, p in trace if t > begun - SEEN_S]
+        if not seen or seen[0][0] > begun or seen[-1][0] < begun + SEEN_S:
+            raise SystemExit(f"the driver's references were not seen around the break: {len(seen)} of them")
+        times, positions = np.array([t for t, _ in seen]), np.array([p for _, p in seen])
         speed = np.linalg.norm(np.diff(positions, axis=0), axis=1) / np.maximum(np.diff(times), 1e-4)
         moving = np.flatnonzero(speed > STILL)
         return 1e3 * max(0.0, float(times[moving[-1] + 1] - begun)) if len(moving) else 0.0

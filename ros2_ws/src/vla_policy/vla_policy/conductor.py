@@ -98,10 +98,10 @@ class Conductor:
 
     def prepare(self, seed: int, variant: str) -> str:
         """The arm at home, the scene laid out; the instruction. A fault is reset."""
-        if self.status == "fault":
-            self._reset()
-        elif self.status != "idle":
+        if self.status not in ("idle", "fault"):
             self._rest()
+        if self.status == "fault":  # which may have come on the way to rest, too
+            self._reset()
         self._home()
         self._configure(seed=seed, variant=variant)
         instruction = self._demand("twin_node/lay_out")
