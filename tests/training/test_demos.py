@@ -117,7 +117,7 @@ def watched() -> Iterator[Watched]:
 
 
 def test_only_successes_are_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demos, "PUSHES", 12)
+    monkeypatch.setattr(demos, "PUSHES", 160)
     outcomes = []
     for seed in range(12):
         record = demos.record_episode(watched, seed, stride=20, pushed=1.0, misses=0.0)

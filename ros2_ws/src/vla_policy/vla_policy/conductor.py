@@ -109,14 +109,14 @@ class Conductor:
         return instruction
 
     @contextmanager
-    def tracing(self) -> Iterator[list[tuple[float, np.ndarray]]]:
-        """Where the tool is to be in the meantime: times in s and positions `[3]` in m."""
+    def tracing(self, topic: str = "target_pose") -> Iterator[list[tuple[float, np.ndarray]]]:
+        """Where the tool is to be in the meantime, or is (current_pose): times in s and positions `[3]` in m."""
         trace: list[tuple[float, np.ndarray]] = []
 
         def note(message: PoseStamped) -> None:
             trace.append((messages.to_seconds(message.header.stamp), messages.read_pose(message).position))
 
-        subscription = self.node.create_subscription(PoseStamped, "target_pose", note, messages.SENSOR)
+        subscription = self.node.create_subscription(PoseStamped, topic, note, messages.SENSOR)
         try:
             yield trace
         finally:
