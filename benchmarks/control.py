@@ -46,7 +46,7 @@ def config(arguments: argparse.Namespace, mode: str = "asynchronous") -> DeployC
 
 
 def _speed(trace: Sequence[tuple[float, np.ndarray]], begun: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times `[N]` s around and after `begun`, and speeds in m/s between them `[N - 1]`."""
+    """Times `[N]` s from `begun` on, and speeds in m/s between them `[N - 1]`."""
     seen = [(t, p) for t, p in trace if t > begun - SEEN_S]
     if not seen or seen[0][0] > begun or seen[-1][0] < begun + SEEN_S:
         raise SystemExit(f"the driver was not heard around the break: {len(seen)} messages")
