@@ -183,6 +183,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     counts = dict.fromkeys(variants, config.episodes)
     if config.in_distribution_episodes is not None:
         counts["in_distribution"] = config.in_distribution_episodes
+    if min(counts.values()) < 1:
+        raise SimrealError("an evaluation needs an episode of every variant: episodes is 1 or more", code="EPISODES")
     jobs = [
         (v, range(config.seed + i, config.seed + min(i + JOB, counts[v])))
         for i in range(0, max(counts.values()), JOB)

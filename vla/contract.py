@@ -187,8 +187,10 @@ def _invalid(contract: PolicyContract) -> list[tuple[str, str, str]]:
 
 def _differ(code: str, field: str, expected: object, found: object, remedy: str) -> list[Fault]:
     """No fault if equal (floats to six digits), else one."""
-    both_float = isinstance(expected, float) and isinstance(found, float)
-    same = math.isclose(expected, found, rel_tol=1e-6) if both_float else expected == found  # type: ignore[arg-type]
+    if isinstance(expected, float) and isinstance(found, float):
+        same = math.isclose(expected, found, rel_tol=1e-6)
+    else:
+        same = expected == found
     return [] if same else [Incompatibility(code, field, repr(expected), repr(found), remedy)]
 
 

@@ -47,6 +47,7 @@ def build(cls: type[T], data: Any, where: str, error: type[CodedError]) -> T:
     if not isinstance(data, dict):
         raise error(Fault("WRONG_TYPE", where, f"an object ({cls.__name__})", _describe(data), remedy))
     hints = get_type_hints(cls)
+    # Typing has no public name for "a dataclass" that T could be bound to.
     names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     unknown, missing = [key for key in data if key not in names], [key for key in names if key not in data]
     faults = [Fault("UNKNOWN_KEY", f"{where}.{key}", "no such key", "the key", remedy) for key in unknown]

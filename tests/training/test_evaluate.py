@@ -255,3 +255,11 @@ def test_a_wrong_checkpoint_is_refused_before_anything_starts(checkpoint: Path, 
         codes.append(caught.value.codes)
         assert caught.value.remedy and not config.out.exists()
     assert "CAMERA_SIZE" in codes[0] and codes[1] == ("CHECKPOINT_MISSING",)
+
+
+@pytest.mark.parametrize("counts", [{"episodes": 0}, {"in_distribution_episodes": 0}])
+def test_an_evaluation_without_episodes_is_refused(checkpoint: Path, tmp_path: Path, counts: dict[str, int]) -> None:
+    config = EvalConfig(checkpoint, tmp_path / "out.json", **counts)
+    with pytest.raises(SimrealError, match="episodes is 1 or more"):
+        evaluate.evaluate(config)
+    assert not config.out.exists()

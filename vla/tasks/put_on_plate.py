@@ -253,7 +253,7 @@ def sample_episode(seed: int, variant: str = "in_distribution") -> Episode:
             if moved and all(clear):
                 break
         disturbance = Disturbance(move_at_step=5, move_to=(x, y))
-    position = tuple(float(v) for v in np.asarray(START_POSITION) + offset)
+    start = np.asarray(START_POSITION) + offset
     return Episode(
         seed=seed,
         variant=variant,
@@ -261,8 +261,8 @@ def sample_episode(seed: int, variant: str = "in_distribution") -> Episode:
         receptacles=placed_receptacles,
         table=int(tables[rng.integers(len(tables))]),
         instruction=template.format(object=named.name, receptacle=goal.name),
-        start_position=position,  # type: ignore[arg-type]
-        start_rotation=tuple(float(v) for v in rotation),  # type: ignore[arg-type]
+        start_position=(float(start[0]), float(start[1]), float(start[2])),
+        start_rotation=(float(rotation[0]), float(rotation[1]), float(rotation[2])),
         disturbance=disturbance,
     )
 
