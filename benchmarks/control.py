@@ -3,7 +3,7 @@
 Watchdog: the policy's process is stopped, killed, or a chunk of NaN is sent, while the arm of the twin moves; measured
 is the time until the reference for the arm has come to rest, and until the arm itself is slower than 2 cm/s for good.
 Smoothness: the same trials with asynchronous execution and with naive synchronous chunking, side by side; ratios below
-1 are in favour of the asynchronous one.
+1 are in favour of the asynchronous one. Idle pauses are those in which the fingers don't move either.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import Progress
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 from vla_policy import graph, messages
-from vla_policy.conductor import Conductor
+from vla_policy.conductor import Conductor, Samples
 from vla_policy.deploy import DeployConfig, Graph, running
 
 from deployment.trials import Trial
@@ -30,7 +30,6 @@ from vla.results import commit, machine, write_json
 STILL = 2e-3  # m/s, of the reference
 MOVING = 0.02  # m/s, of the arm; and of the reference, for holding to be worth measuring
 WATCHED_S = 1.0
-REST_S = 0.1  # without motion: the reference has come to rest
 SEEN_S = 0.2  # for which references have to be there before and after the break
 
 
@@ -45,7 +44,7 @@ def config(arguments: argparse.Namespace, mode: str = "asynchronous") -> DeployC
     )
 
 
-def _speed(trace: Sequence[tuple[float, np.ndarray]], begun: float) -> tuple[np.ndarray, np.ndarray]:
+def _speed(trace: Samples, begun: float) -> tuple[np.ndarray, np.ndarray]:
     """Times `[N]` s from `begun` on, and speeds in m/s between them `[N - 1]`."""
     seen = [(t, p) for t, p in trace if t > begun - SEEN_S]
     if not seen or seen[0][0] > begun or seen[-1][0] < begun + SEEN_S:
@@ -54,6 +53,15 @@ def _speed(trace: Sequence[tuple[float, np.ndarray]], begun: float) -> tuple[np.
     times, positions = np.array([t for t, _ in seen]), np.array([p for _, p in seen])
     smooth = np.stack([np.interp(grid, times, column) for column in positions.T], 1)
     return grid, np.linalg.norm(np.diff(smooth, axis=0), axis=1) / 0.01
+
+
+def _until_let_go(wanted: Samples, measured: Samples, begun: float) -> Samples:
+    """Once the reference rests after a fault, the driver lets go and tells where the arm is instead: leave that out."""
+    places = dict(measured)
+    told = [t for t, p in wanted if t >= begun and t in places and (places[t] == p).all()]
+    end = told[0] if told else wanted[-1][0]
+    kept = [(t, p) for t, p in wanted if t < end]
+    return [*kept, (wanted[-1][0], kept[-1][1])]
 
 
 class Watchdog:
@@ -79,11 +87,9 @@ class Watchdog:
             time.sleep(WATCHED_S)
         self.seed += 1
         mends()
-        times, speed = _speed(wanted, begun)
+        times, speed = _speed(_until_let_go(wanted, measured, begun), begun)
         moving = times[:-1][speed > STILL]
-        # The driver lets go once the reference rests after a fault; then it tells where the arm is instead.
-        pauses = np.flatnonzero(np.diff(moving) > REST_S)
-        rest = moving[pauses[0] if len(pauses) else -1] if len(moving) else begun
+        rest = moving[-1] if len(moving) else begun
         times, speed = _speed(measured, begun)
         moving = times[1:][speed > MOVING]
         return 1e3 * max(0.0, float(rest - begun)), 1e3 * float(moving[-1] - begun if len(moving) else 0.0)
@@ -177,12 +183,16 @@ def smoothness(arguments: argparse.Namespace) -> dict[str, Any]:
     ]  # fmt: skip
     rows = np.array(
         [
-            [[t.trace.pauses(), t.trace.squared_jerk(), t.seconds] for t in pair if t.trace is not None]
+            [
+                [t.trace.pauses(), t.trace.idle_pauses(), t.trace.squared_jerk(), t.seconds]
+                for t in pair
+                if t.trace is not None
+            ]
             for pair in pairs
         ],
         float,
     )  # [pairs, mode, measure]
-    names = ("pauses", "jerk", "time")
+    names = ("pauses", "idle_pauses", "jerk", "time")
     result: dict[str, Any] = {
         "trials": arguments.trials, "in_both": len(pairs),
         **{f"successes_{mode}": sum(t.success for t in found) for mode, found in played.items()},

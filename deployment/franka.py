@@ -23,6 +23,9 @@ from vla.errors import SimrealError
 
 STOP_S = 5.0  # at most, until the arm is at rest
 REACH_MARGIN = 0.02  # rad: the arm is led to joints this far inside the range whose end is a fault
+MAX_ACCELERATION = 15.0  # rad/s2, of a joint
+TORQUE_STEP = 2.5  # Nm, of the commanded torque in a millisecond; libfranka's filter (100 Hz) lets 39% of it pass
+SLIDING = 0.02  # rad/s: a joint at this speed has most of its Coulomb friction
 GRIPPER_S = 5.0  # after which a command counts as stuck
 GRASP_MARGIN = 1.0  # m, on either side of the commanded width: whatever the fingers close on counts
 
@@ -38,9 +41,11 @@ class ArmConfig:
     arm_id: fr3 or panda.
     limits: what the arm may do.
     home: joint positions that trials begin from, rad.
-    friction_coulomb: friction of each joint that the controller makes up for, Nm.
+    friction_coulomb: friction of each joint, Nm.
     friction_viscous: the same, Nm s/rad.
-    friction_torque: bound of that, Nm; 0 for none. Too much of it makes the arm swing.
+    motor_inertia: of each joint's motor behind its gear, which the arm's own model leaves out, kg m2.
+    feed_forward: share of the torque that the reference's motion takes (inertia and friction) that the tracker is
+        given beforehand; 0 leaves all of it to the springs, and the arm behind its reference.
     rate_hz: of the reference that the tracker is fed with.
     stiffness: of each joint, Nm/rad.
     damping: of each joint, Nm s/rad.
@@ -60,7 +65,8 @@ class ArmConfig:
     home: tuple[float, ...]
     friction_coulomb: tuple[float, ...] = (0.0,) * 7
     friction_viscous: tuple[float, ...] = (0.0,) * 7
-    friction_torque: float = 0.0
+    motor_inertia: tuple[float, ...] = (0.0,) * 7
+    feed_forward: float = 1.0
     rate_hz: float = 200.0
     stiffness: tuple[float, ...] = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
     damping: tuple[float, ...] = (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0)
@@ -250,6 +256,7 @@ class FrankaArm:
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None
         self._inverse: InverseKinematics | None = None
+        self._velocities = np.zeros(7)  # wanted last, rad/s
 
     def _hand(self) -> Any:
         try:
@@ -288,16 +295,10 @@ class FrankaArm:
     def begin(self) -> Pose:
         """Take control and hold the present pose, which is returned."""
         config = self.config
-        if config.friction_torque > 0:
-            friction = franky.FrictionCompensationParams(
-                list(config.friction_coulomb), list(config.friction_viscous), [config.friction_torque] * 7
-            )
-        else:
-            friction = None
         motion = franky.JointImpedanceTrackingMotion(
             stiffness=np.array(config.stiffness), damping=np.array(config.damping),
             lower_joint_limits=np.array(config.limits.joint_lower),
-            upper_joint_limits=np.array(config.limits.joint_upper), friction=friction,
+            upper_joint_limits=np.array(config.limits.joint_upper), max_delta_tau=TORQUE_STEP,
         )  # fmt: skip
         raw = self._read()
         joints, margin = np.array(raw.q), config.limits.joint_margin + REACH_MARGIN
@@ -306,6 +307,7 @@ class FrankaArm:
             Geometry(self.robot.model, raw.F_T_EE, raw.EE_T_K), joints, np.array(config.home),
             np.array(config.limits.joint_lower) + margin, np.array(config.limits.joint_upper) - margin,
         )  # fmt: skip
+        self._velocities = np.zeros(7)
         self._move(motion)
         self._motion = motion
         return Pose(np.array(raw.O_T_EE.translation), np.array(raw.O_T_EE.quaternion))
@@ -317,12 +319,26 @@ class FrankaArm:
         """
         if not self.under_control or self._inverse is None:
             raise self._lost()
-        wanted, measured = self._inverse.follow(reference, dt), np.array(self._read().q)
-        clip = self.config.error_clip
+        wanted, raw = self._inverse.follow(reference, dt), self._read()
+        clip, measured = self.config.error_clip, np.array(raw.q)
         joints = np.clip(wanted.positions, measured - clip, measured + clip)
-        self._motion.set_reference(franky.JointReference(q=joints, dq=wanted.velocities))
+        torques = self._torques(raw, wanted.velocities, dt)
+        self._motion.set_reference(franky.JointReference(q=joints, dq=wanted.velocities, tau_ff=torques))
         if self.gripper:
             self.gripper.command(reference.gripper_open)
+
+    def _torques(self, raw: Any, velocities: np.ndarray, dt: float) -> np.ndarray:
+        """What it takes to move the joints as wanted, `[7]` Nm: inertia and friction; the arm adds the rest itself.
+
+        Of the wanted motion, not the measured one: so it can't make the arm swing (Siciliano et al. 2009, 8.5.1).
+        """
+        config = self.config
+        accelerations = np.clip((velocities - self._velocities) / dt, -MAX_ACCELERATION, MAX_ACCELERATION)
+        self._velocities = velocities
+        friction = np.array(config.friction_coulomb) * np.tanh(velocities / SLIDING)
+        friction += np.array(config.friction_viscous) * velocities
+        inertia = self.robot.model.mass(raw) + np.diag(config.motor_inertia)
+        return np.asarray(config.feed_forward * (inertia @ accelerations + friction))
 
     def end(self) -> None:
         """Come to rest and give control back; harmless if nothing is controlled."""

@@ -28,7 +28,8 @@ class Limits:
 
     workspace_low, workspace_high: corners of the box that the tool may be in, m.
     max_step_translation: of a row of a chunk, each component, m. max_step_rotation: rad.
-    max_velocity: m/s. max_acceleration: m/s2. max_angular_velocity: rad/s. max_angular_acceleration: rad/s2.
+    max_velocity: m/s. max_acceleration: m/s2. max_jerk: m/s3. max_angular_velocity: rad/s.
+    max_angular_acceleration: rad/s2. max_angular_jerk: rad/s3. The arm overshoots what its motors can't do.
     joint_lower, joint_upper: positions that the arm can reach, rad. joint_margin: how far to stay away from them, rad.
     start_distance, start_angle: how far the first target may be from where the tool is, m and rad.
     """
@@ -39,8 +40,10 @@ class Limits:
     max_step_rotation: float
     max_velocity: float
     max_acceleration: float
+    max_jerk: float
     max_angular_velocity: float
     max_angular_acceleration: float
+    max_angular_jerk: float
     joint_lower: tuple[float, ...]
     joint_upper: tuple[float, ...]
     joint_margin: float = 0.1
@@ -251,43 +254,72 @@ class Slew:
         self.limits, self.bandwidth, self.lead = limits, bandwidth, lead
         self.pose = pose
         self.velocity, self.angular_velocity = np.zeros(3), np.zeros(3)
+        self._acceleration, self._angular_acceleration = np.zeros(3), np.zeros(3)
 
     def follow(self, wanted: Reference, dt: float) -> Reference:
         """Move for `dt` s; `wanted` is the reference at the end of them."""
-        limits = self.limits
         turn = Rotation.from_quat(wanted.pose.rotation) * Rotation.from_quat(self.pose.rotation).inv()
-        self.velocity = self._spring(
-            wanted.pose.position - self.pose.position, wanted.velocity, self.velocity,
-            limits.max_velocity, limits.max_acceleration, dt,
+        return self._move(
+            self._spring(wanted.pose.position - self.pose.position, wanted.velocity, self.velocity),
+            self._spring(turn.as_rotvec(), wanted.angular_velocity, self.angular_velocity),
+            dt, wanted.gripper_open,
         )  # fmt: skip
-        self.angular_velocity = self._spring(
-            turn.as_rotvec(), wanted.angular_velocity, self.angular_velocity,
-            limits.max_angular_velocity, limits.max_angular_acceleration, dt,
-        )  # fmt: skip
-        return self._move(dt, wanted.gripper_open)
-
-    def _spring(
-        self, behind: np.ndarray, target: np.ndarray, velocity: np.ndarray, fastest: float, strongest: float, dt: float
-    ) -> np.ndarray:
-        """The velocity `[3]` after `dt` s."""
-        acceleration = self.bandwidth**2 * behind + 2 * self.bandwidth * (self.lead * target - velocity)
-        return _shortened(velocity + _shortened(acceleration, strongest) * dt, fastest)
 
     def brake(self, dt: float, gripper_open: bool) -> Reference:
         """Move for `dt` s, slowing down as quickly as allowed, wherever that ends."""
         limits = self.limits
-        self.velocity = self.velocity - _shortened(self.velocity, limits.max_acceleration * dt)
-        self.angular_velocity = self.angular_velocity - _shortened(
-            self.angular_velocity, limits.max_angular_acceleration * dt
-        )
-        return self._move(dt, gripper_open)
+        return self._move(
+            _braking(self.velocity, limits.max_acceleration, limits.max_jerk, dt),
+            _braking(self.angular_velocity, limits.max_angular_acceleration, limits.max_angular_jerk, dt),
+            dt, gripper_open,
+        )  # fmt: skip
 
-    def _move(self, dt: float, gripper_open: bool) -> Reference:
+    def _spring(self, behind: np.ndarray, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Acceleration `[3]`."""
+        return self.bandwidth**2 * behind + 2 * self.bandwidth * (self.lead * target - velocity)
+
+    def _move(self, linear: np.ndarray, angular: np.ndarray, dt: float, gripper_open: bool) -> Reference:
+        """With accelerations as near to those wanted as the limits allow."""
         limits = self.limits
+        self._acceleration, self.velocity = _advance(
+            linear, self._acceleration, self.velocity,
+            limits.max_jerk, limits.max_acceleration, limits.max_velocity, dt,
+        )  # fmt: skip
+        self._angular_acceleration, self.angular_velocity = _advance(
+            angular, self._angular_acceleration, self.angular_velocity,
+            limits.max_angular_jerk, limits.max_angular_acceleration, limits.max_angular_velocity, dt,
+        )  # fmt: skip
         position = np.clip(self.pose.position + self.velocity * dt, limits.workspace_low, limits.workspace_high)
         rotation = Rotation.from_rotvec(self.angular_velocity * dt) * Rotation.from_quat(self.pose.rotation)
         self.pose = Pose(position, rotation.as_quat(canonical=True))
         return Reference(self.pose, self.velocity, self.angular_velocity, gripper_open)
+
+
+def _advance(
+    wanted: np.ndarray, acceleration: np.ndarray, velocity: np.ndarray,
+    jerk: float, strongest: float, fastest: float, dt: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Acceleration and velocity `[3]` after `dt` s."""
+    speed = float(np.linalg.norm(velocity))
+    if speed > 0:  # at the greatest speed it has faded to 0
+        excess = float(wanted @ velocity) / speed - _fading(max(0.0, fastest - speed), jerk, dt)
+        wanted = wanted - max(0.0, excess) * velocity / speed
+    now = acceleration + _shortened(_shortened(wanted, strongest) - acceleration, jerk * dt)
+    after = _shortened(velocity + now * dt, fastest)
+    return (after - velocity) / dt, after
+
+
+def _braking(velocity: np.ndarray, strongest: float, jerk: float, dt: float) -> np.ndarray:
+    """The acceleration `[3]` that ends in rest, faded to 0."""
+    speed = float(np.linalg.norm(velocity))
+    if speed < 1e-9:
+        return np.zeros(3)
+    return -velocity / speed * min(strongest, _fading(speed, jerk, dt), speed / dt)
+
+
+def _fading(change: float, jerk: float, dt: float) -> float:
+    """The acceleration that changes a speed by so much while it fades to 0 by `jerk * dt` in every step."""
+    return float(np.sqrt((jerk * dt / 2) ** 2 + 2 * jerk * change)) - jerk * dt / 2
 
 
 def _shortened(vector: np.ndarray, length: float) -> np.ndarray:

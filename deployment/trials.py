@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,32 @@ from vla.results import commit, machine, score
 
 PAUSE_SPEED = 0.005  # m/s: below it the tool stands still
 PAUSE_S = 0.05
+FINGERS = 0.002  # m, of the gripper's width: below it the fingers stand still
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Where the tool was to be during a trial: times `[N]` s, positions `[N, 3]` m."""
+    """Where the tool was to be during a trial: times `[N]` s, positions `[N, 3]` m. widths: of the gripper `[N]` m."""
 
     times: np.ndarray
     positions: np.ndarray
+    widths: np.ndarray
 
     def pauses(self) -> int:
         """How often the tool stood still for more than 50 ms, from its first motion to its last."""
-        times, speed = self._speed()
+        return len(self._pauses())
+
+    def idle_pauses(self) -> int:
+        """The same without those in which the fingers moved: there it has something to wait for."""
+        return sum(np.ptp(self.widths[pause]) < FINGERS for pause in self._pauses())
+
+    def _pauses(self) -> list[slice]:
+        dt = np.maximum(np.diff(self.times), 1e-4)
+        speed = np.linalg.norm(np.diff(self.positions, axis=0), axis=1) / dt
         moving = np.flatnonzero(speed > PAUSE_SPEED)
-        if not len(moving):
-            return 0
-        inside = slice(moving[0], moving[-1] + 1)
-        still, times = speed[inside] <= PAUSE_SPEED, times[inside]
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], still.astype(int), [0]])))
-        begins, ends = edges[::2], edges[1::2]
-        return int(sum(times[min(e, len(times) - 1)] - times[b] > PAUSE_S for b, e in zip(begins, ends, strict=True)))
+        # The samples between which it moved: what lies between two of them that are not neighbours is a pause.
+        pauses = [slice(a + 1, b + 1) for a, b in pairwise(moving) if b > a + 1]
+        return [pause for pause in pauses if self.times[pause.stop - 1] - self.times[pause.start] > PAUSE_S]
 
     def squared_jerk(self, rate_hz: float = 100.0) -> float:
         """Integral of the squared jerk, m2/s5, of the positions resampled at `rate_hz`."""
@@ -39,10 +46,6 @@ class Trace:
         resampled = np.stack([np.interp(grid, self.times, column) for column in self.positions.T], 1)
         jerk = np.diff(resampled, 3, axis=0) * rate_hz**3
         return float((jerk**2).sum() / rate_hz)
-
-    def _speed(self) -> tuple[np.ndarray, np.ndarray]:
-        dt = np.maximum(np.diff(self.times), 1e-4)
-        return self.times[1:], np.linalg.norm(np.diff(self.positions, axis=0), axis=1) / dt
 
 
 @dataclass(frozen=True)

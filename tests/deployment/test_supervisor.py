@@ -15,7 +15,8 @@ from vla.types import ActionChunk
 
 LIMITS = Limits(
     workspace_low=(0.1, -0.4, 0.0), workspace_high=(0.8, 0.4, 0.6), max_step_translation=0.02, max_step_rotation=0.05,
-    max_velocity=0.7, max_acceleration=8.0, max_angular_velocity=1.5, max_angular_acceleration=20.0,
+    max_velocity=0.7, max_acceleration=8.0, max_jerk=300.0,
+    max_angular_velocity=1.5, max_angular_acceleration=20.0, max_angular_jerk=1500.0,
     joint_lower=(-2.7,) * 7, joint_upper=(2.7,) * 7,
 )  # fmt: skip
 HOME = Pose(np.array([0.5, 0.0, 0.2]), np.array([1.0, 0.0, 0.0, 0.0]))
@@ -178,9 +179,11 @@ def test_slew_bounds_a_jump_and_arrives_without_overshoot(away: tuple[float, ...
         HOME.position + away, (Rotation.from_rotvec([0, 0, 1.0]) * Rotation.from_quat(HOME.rotation)).as_quat()
     )
     wanted, slew, dt = Reference(target, np.zeros(3), np.zeros(3), True), Slew(LIMITS, HOME), 0.005
-    before, farthest = np.zeros(3), 0.0
+    before, change, farthest = np.zeros(3), np.zeros(3), 0.0
     for _ in range(400):
         slew.follow(wanted, dt)
+        assert np.linalg.norm(slew.velocity - before - change) <= 1.1 * LIMITS.max_jerk * dt**2 + 1e-9
+        change = slew.velocity - before
         assert np.linalg.norm(slew.velocity) <= LIMITS.max_velocity + 1e-9
         assert np.linalg.norm(slew.velocity - before) <= LIMITS.max_acceleration * dt + 1e-9
         assert np.linalg.norm(slew.angular_velocity) <= LIMITS.max_angular_velocity + 1e-9
@@ -192,10 +195,13 @@ def test_slew_bounds_a_jump_and_arrives_without_overshoot(away: tuple[float, ...
 
 
 def test_brake_stops_within_the_way_that_the_bounds_allow() -> None:
-    slew, dt = Slew(LIMITS, HOME), 0.005
-    slew.velocity = np.array([0.6, 0.0, 0.0])
-    begun = slew.pose.position[0]
+    slew, dt, speed = Slew(LIMITS, HOME), 0.005, 0.6
+    slew.velocity = np.array([speed, 0.0, 0.0])
+    begun, before, change = slew.pose.position[0], slew.velocity, np.zeros(3)
     for _ in range(40):
         slew.brake(dt, True)
-    assert not slew.velocity.any()
-    assert slew.pose.position[0] - begun == pytest.approx(0.6**2 / (2 * LIMITS.max_acceleration), abs=2e-3)
+        assert np.linalg.norm(slew.velocity - before - change) <= LIMITS.max_jerk * dt**2 + 1e-9
+        before, change = slew.velocity, slew.velocity - before
+    assert np.abs(slew.velocity).max() < 1e-9
+    way = speed / 2 * (speed / LIMITS.max_acceleration + LIMITS.max_acceleration / LIMITS.max_jerk)  # an S curve
+    assert slew.pose.position[0] - begun == pytest.approx(way, abs=4e-3)

@@ -6,16 +6,21 @@ import pytest
 from deployment.trials import Trace, Trial, summary
 
 
-def straight(times: np.ndarray, x: np.ndarray) -> Trace:
-    return Trace(times, np.stack([x, np.zeros_like(x), np.zeros_like(x)], 1))
+def straight(times: np.ndarray, x: np.ndarray, closes_at: float = 10.0) -> Trace:
+    return Trace(times, np.stack([x, np.zeros_like(x), np.zeros_like(x)], 1), np.where(times < closes_at, 0.08, 0.04))
 
 
 def test_pauses_are_counted_between_the_first_and_the_last_motion() -> None:
     times = np.arange(0.0, 2.0, 0.01)
     moving = ((times > 0.2) & (times < 0.6)) | ((times > 0.8) & (times < 1.2)) | ((times > 1.23) & (times < 1.6))
-    trace = straight(times, np.cumsum(np.where(moving, 0.1, 0.0)) * 0.01)
-    assert trace.pauses() == 1  # 0.2 s; the one of 0.03 s is too short, and the rest before and after does not count
+    x = np.cumsum(np.where(moving, 0.1, 0.0)) * 0.01
+    trace = straight(times, x)
+    # 0.2 s; the one of 0.03 s is too short, and the rest before and after does not count
+    assert trace.pauses() == trace.idle_pauses() == 1
     assert straight(times, np.zeros_like(times)).pauses() == 0
+    grasping = straight(times, x, closes_at=0.7)
+    assert (grasping.pauses(), grasping.idle_pauses()) == (1, 0)
+    assert straight(times, x, closes_at=0.4).idle_pauses() == 1
 
 
 def test_the_squared_jerk_of_a_cubic_is_known() -> None:

@@ -16,6 +16,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -28,6 +29,7 @@ READY_S = 90.0
 HOME_S = 30.0
 REST_S = 10.0
 POLL_S = 0.05
+Samples = list[tuple[float, np.ndarray]]  # times in s, and what was so then
 AGAIN = 2  # how often a faulted trial is repeated
 
 
@@ -109,14 +111,22 @@ class Conductor:
         return instruction
 
     @contextmanager
-    def tracing(self, topic: str = "target_pose") -> Iterator[list[tuple[float, np.ndarray]]]:
-        """Where the tool is to be in the meantime, or is (current_pose): times in s and positions `[3]` in m."""
-        trace: list[tuple[float, np.ndarray]] = []
+    def tracing(self, topic: str = "target_pose") -> Iterator[Samples]:
+        """Where the tool is to be in the meantime, or is (current_pose): times in s and positions `[3]` in m.
 
-        def note(message: PoseStamped) -> None:
-            trace.append((messages.to_seconds(message.header.stamp), messages.read_pose(message).position))
+        Of joint_states: the gripper's width `[]` in m.
+        """
+        trace: Samples = []
 
-        subscription = self.node.create_subscription(PoseStamped, topic, note, messages.SENSOR)
+        def note(message: Any) -> None:
+            if isinstance(message, PoseStamped):
+                value = messages.read_pose(message).position
+            else:
+                value = np.array(messages.read_width(message))
+            trace.append((messages.to_seconds(message.header.stamp), value))
+
+        kind = JointState if topic == "joint_states" else PoseStamped
+        subscription = self.node.create_subscription(kind, topic, note, messages.SENSOR)
         try:
             yield trace
         finally:
@@ -144,7 +154,7 @@ class Conductor:
         with self._changed:
             self._success = False
         begun = time.monotonic()
-        with self.tracing() as trace:
+        with self.tracing() as trace, self.tracing("joint_states") as widths:
             self._demand("franka_node/start")
             with self._changed:
                 self._changed.wait_for(lambda: self._success or self.status == "fault", limit_s)
@@ -156,10 +166,9 @@ class Conductor:
         else:
             self._rest()
         verdict = json.loads(self._demand("twin_node/judge"))
-        times, positions = [t for t, _ in trace], [p for _, p in trace]
         return Trial(
             seed, variant, instruction, success, seconds, verdict["distance_m"], fault,
-            Trace(np.array(times), np.array(positions)) if trace else None,
+            _joined(trace, widths) if trace and widths else None,
         )  # fmt: skip
 
     def _home(self) -> None:
@@ -248,3 +257,10 @@ class Conductor:
                     self.period_error_ms += [float(v) for v in values.get(f"{PERIOD} samples", "").split()]
             elif status.name == f"{space}/twin_node":
                 self.pace.append(float(values[PACE]))
+
+
+def _joined(trace: Samples, widths: Samples) -> Trace:
+    """Poses and widths at the times of the poses."""
+    times = np.array([time for time, _ in trace])
+    at = np.interp(times, [time for time, _ in widths], [float(width) for _, width in widths])
+    return Trace(times, np.array([position for _, position in trace]), at)

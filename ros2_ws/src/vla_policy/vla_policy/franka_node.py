@@ -1,5 +1,6 @@
 """franka_node: the driver of the arm as a node, with its supervisor. It alone decides what reaches the arm."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -244,4 +245,6 @@ class FrankaNode(ManagedNode):
 
 
 def main(arguments: list[str]) -> int:
+    # Through shared memory a process that hangs can hold up one that sends to it: not this one. It has no images.
+    os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
     return process.run(FrankaNode, arguments)
