@@ -26,7 +26,9 @@ from vla.errors import Fault, SimrealError
 
 CONNECT_S = 15.0  # franky itself waits for ever for an arm that accepts the connection and says nothing
 REQUEST_S = 10.0
-AT_REST = 1e-3  # m/s and rad/s
+AT_REST = 1e-3  # m/s and rad/s, of the reference
+SETTLED = 0.02  # rad/s, of the arm's joints
+SETTLE_S = 0.5  # after which an arm that does not settle on a reference at rest is let go nevertheless
 LIFE_S = 0.5  # without a sign of life for so long, a policy or a camera is not there
 
 
@@ -90,6 +92,7 @@ class Driver:
         self._commanded: Pose | None = None
         self._state: ArmState | None = None
         self._homing = self._held = self._let_go = self._over = False
+        self._rested = 0.0  # s for which the reference has been at rest
         self._last = 0.0
         self._thread = Thread(target=self._run, name="driver", daemon=True)
         self._connected: Future[None] = Future()
@@ -222,7 +225,7 @@ class Driver:
             self.supervisor.expect(self._executor.due())
         status = self.supervisor.poll(now, steady)
         if self._slew is not None:
-            self._steer(arm, self._slew, status, now)
+            self._steer(arm, self._slew, state, status, now)
         self._last = now
         if publish:
             still = Reference(state.pose, np.zeros(3), np.zeros(3), self._open(state))
@@ -235,19 +238,21 @@ class Driver:
             if self._let_go:  # told first: it takes a moment
                 self._release()
 
-    def _steer(self, arm: FrankaArm, slew: Slew, status: Status, now: float) -> None:
+    def _steer(self, arm: FrankaArm, slew: Slew, state: ArmState, status: Status, now: float) -> None:
         """The next reference: the executor's while the policy acts, else as quickly as allowed to rest."""
         assert self._executor is not None and self._target is not None
         dt = min(max(now - self._last, 0.2 * self.tick), 4 * self.tick)
         if status == "running":
-            self._held = False
+            self._held, self._rested = False, 0.0
             wanted = self._executor.reference(now + self.tick)
             self._target, self._commanded = slew.follow(wanted, dt), wanted.pose
         else:
             self._target, self._commanded = slew.brake(dt, self._target.gripper_open), slew.pose
             if _at_rest(self._target):
-                self._let_go = status != "holding"
-                if not self._held and not self._let_go:
+                self._rested += dt
+                settled = np.abs(state.joint_velocities).max() < SETTLED or self._rested > SETTLE_S
+                self._let_go = status != "holding" and settled
+                if status == "holding" and not self._held:
                     self._executor.hold(slew.pose, self._target.gripper_open, now)
                     self._held = True
         if not self.config.dry_run:
@@ -320,7 +325,7 @@ class Driver:
         self._slew = Slew(self.limits, pose)
         self._target, self._commanded = Reference(pose, np.zeros(3), np.zeros(3), gripper_open), pose
         self._executor = Executor(self.action, pose, gripper_open, now, self.config.executor)
-        self._held, self._let_go, self._last = False, False, now
+        self._held, self._let_go, self._last, self._rested = False, False, now, 0.0
         while not self._chunks.empty():  # of an earlier time
             self._chunks.get_nowait()
         self.supervisor.start(now)

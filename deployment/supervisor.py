@@ -74,7 +74,7 @@ class SupervisorConfig:
 
     on_violation: Literal["clip", "reject"] = "clip"
     hold_s: float = 0.4
-    heartbeat_s: float = 0.08
+    heartbeat_s: float = 0.06
     stop_s: float = 2.0
     state_s: float = 0.1
     camera_s: float = 0.5

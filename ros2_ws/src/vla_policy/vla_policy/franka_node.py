@@ -44,7 +44,7 @@ PARAMETERS = (
               0.0, 5.0),
     Parameter("on_violation", "clip", "What becomes of rows beyond the bounds.", choices=("clip", "reject")),
     Parameter("hold_s", 0.4, "Time without the chunk that is due after which the arm holds, s.", 0.05, 10.0),
-    Parameter("heartbeat_s", 0.08, "Silence of the policy's process after which the arm holds, s.", 0.03, 1.0),
+    Parameter("heartbeat_s", 0.06, "Silence of the policy's process after which the arm holds, s.", 0.03, 1.0),
     Parameter("stop_s", 2.0, "Silence of the policy that is a fault, s.", 0.1, 60.0),
     Parameter("camera_s", 0.5, "Silence of a camera that is a fault, s.", 0.05, 10.0),
     Parameter("max_age_s", 0.5, "Chunks whose observation is older are refused, s.", 0.05, 5.0),

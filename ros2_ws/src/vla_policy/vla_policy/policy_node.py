@@ -28,7 +28,7 @@ from vla_policy.managed import ManagedNode
 from vla_policy.parameters import ARM_ID, CAMERAS, Parameter, read
 from vla_policy.robot import arm_config
 
-HEARTBEAT_HZ = 50.0
+HEARTBEAT_HZ = 100.0
 PARAMETERS = (
     Parameter("checkpoint", "", "Folder of the checkpoint; not needed with server."),
     Parameter("server", "", "Address of `vla serve`, such as ws://gpu:8765; empty: the policy runs in this node."),
