@@ -61,7 +61,7 @@ def _convert(hint: Any, value: Any, where: str, error: type[CodedError]) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, where, error)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]", error) for i, item in enumerate(value))
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

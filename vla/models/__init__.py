@@ -1,4 +1,4 @@
-"""Models by name. Adding one is a module with a config dataclass and a class, and a line in `REGISTRY`."""
+"""Models by name. Adding one is a module with a config dataclass and a `build`, and a line in `REGISTRY`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from vla.errors import SimrealError
-from vla.models.openvla_oft import OpenVLAOFT
+from vla.models import nano, published
 
-REGISTRY: dict[str, Callable[..., nn.Module]] = {"openvla_oft": OpenVLAOFT.from_config}
+REGISTRY: dict[str, Callable[..., nn.Module]] = {"nano": nano.build, "openvla": published.build}
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:

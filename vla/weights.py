@@ -1,0 +1,80 @@
+"""Weights from safetensors files into a model, tensor by tensor: there is never a second copy of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vla.errors import CodedError, Fault
+
+SHOWN = 5  # faults of one kind that are told
+
+
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model without memory for its parameters; buffers are there."""
+    with init_empty_weights(include_buffers=False):
+        return build().eval()
+
+
+def names(file: Path) -> list[str]:
+    """Of the tensors in a file."""
+    with safe_open(str(file), framework="pt") as opened:
+        return list(opened.keys())
+
+
+def fill(
+    model: nn.Module, files: Sequence[Path], error: type[CodedError], remedy: str, device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None, stored: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Give every parameter of an `empty` model its values.
+
+    dtype: to convert to, None to keep what is stored. stored: what has to be in the files, None for anything.
+    Raises `error` for damaged files and for tensors that are missing, unknown, or of another shape or type.
+    """
+    own = {**dict(model.named_parameters()), **persistent(model)}
+    missing, faults = set(own), []
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118, not a dict
+                    part = opened.get_slice(name)
+                    shape = tuple(part.get_shape())
+                    if name not in own or shape != tuple(own[name].shape):
+                        expected = str(tuple(own[name].shape)) if name in own else "no such tensor"
+                        faults.append(Fault("WEIGHTS_MISMATCH", name, expected, str(shape), remedy))
+                        continue
+                    tensor = opened.get_tensor(name)
+                    if stored is not None and tensor.dtype != stored:
+                        faults.append(Fault("WEIGHTS_MISMATCH", name, str(stored), str(tensor.dtype), remedy))
+                        continue
+                    put(model, name, tensor.to(device, dtype or tensor.dtype))
+                    missing.discard(name)
+        except SafetensorError as problem:
+            raise error(Fault("WEIGHTS_DAMAGED", file.name, "a whole file", str(problem)[:160], remedy)) from problem
+    faults += [Fault("WEIGHTS_MISMATCH", name, "a tensor", "none", remedy) for name in sorted(missing)]
+    if faults:
+        raise error(*faults[:SHOWN])
+    model.to(device)
+
+
+def persistent(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are part of a checkpoint."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+
+
+def put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter or buffer."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if leaf in owner._parameters:
+        old = owner._parameters[leaf]
+        assert old is not None
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad and tensor.is_floating_point())
+    else:
+        owner._buffers[leaf] = tensor
+
+
