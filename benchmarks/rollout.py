@@ -156,7 +156,7 @@ def untrained(folder: Path, model: str) -> int:
         ArrayStatistics.from_bounds(-ones, ones),
     )
     words = train_tokenizer(training_sentences(), config.model.vocabulary, config.model.prompt_length)
-    policy = Policy.untrained({"class": "openvla_oft", **asdict(config.model)}, env.contract, numbers, words, seed=0)
+    policy = Policy.untrained({"class": "nano", **asdict(config.model)}, env.contract, numbers, words, seed=0)
     policy.save(folder)
     env.close()
     return sum(p.numel() for p in policy.model.parameters())

@@ -27,7 +27,7 @@ def untrained() -> Policy:
     action = ArrayStatistics.from_bounds([-0.001] * 3 + [-0.002] * 3 + [0.0], [0.001] * 3 + [0.002] * 3 + [1.0])
     state = ArrayStatistics.from_bounds([-1.0] * contract.state_size, [1.0] * contract.state_size)
     model = {
-        "class": "openvla_oft", "vision": {"image_size": 64, "widths": [8, 16], "keypoints": 4}, "hidden": 16,
+        "class": "nano", "vision": {"image_size": 64, "widths": [8, 16], "keypoints": 4}, "hidden": 16,
         "layers": 1, "heads": 2, "intermediate": 32, "chunk": 8, "n_bins": 32, "prompt_length": 48,
     }  # fmt: skip
     return Policy.untrained(model, contract, Statistics(action, state), train_tokenizer([SENTENCE], 512, 48), 3)

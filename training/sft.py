@@ -34,7 +34,8 @@ from vla import checkpoint
 from vla.cli import Command
 from vla.codec import Codec
 from vla.errors import SimrealError
-from vla.models.openvla_oft import OFTConfig, OpenVLAOFT, smoothed_cross_entropy
+from vla.models.nano import NanoConfig, smoothed_cross_entropy
+from vla.models.openvla import OpenVLA
 from vla.policy import Policy, Provenance
 from vla.results import commit, write_json
 from vla.statistics import ArrayStatistics, Statistics
@@ -77,7 +78,7 @@ class SftConfig:
     out: Path
     demos: Path
     episodes: int | None = None
-    model: OFTConfig = field(default_factory=OFTConfig)
+    model: NanoConfig = field(default_factory=NanoConfig)
     scene_samples: int = 150_000
     samples: int = 60_000
     batch: int = 64
@@ -128,7 +129,7 @@ class Samples:
 class Pointing(nn.Module):
     """The parts of the model that the first stage trains."""
 
-    def __init__(self, model: OpenVLAOFT):
+    def __init__(self, model: OpenVLA):
         super().__init__()
         self.model = model
 
@@ -138,7 +139,7 @@ class Pointing(nn.Module):
 
 
 class Imitation(nn.Module):
-    def __init__(self, model: OpenVLAOFT):
+    def __init__(self, model: OpenVLA):
         super().__init__()
         self.model = model
 
@@ -147,7 +148,7 @@ class Imitation(nn.Module):
         return output.logits, output.auxiliary
 
 
-def build_policy(data: demos.Demonstrations, env: Tabletop, model: OFTConfig, seed: int) -> Policy:
+def build_policy(data: demos.Demonstrations, env: Tabletop, model: NanoConfig, seed: int) -> Policy:
     """An untrained policy for an environment's contract, with statistics of the demonstrations."""
     flat = data.actions.reshape(-1, data.actions.shape[-1])
     columns = [field.unit for field in env.contract.state for _ in range(field.size)]
@@ -159,7 +160,7 @@ def build_policy(data: demos.Demonstrations, env: Tabletop, model: OFTConfig, se
         state=ArrayStatistics.compute(data.state, ranges=unit),
     )
     tokenizer = train_tokenizer(training_sentences(), model.vocabulary, model.prompt_length)
-    config = {"class": "openvla_oft", **asdict(model)}
+    config = {"class": "nano", **asdict(model)}
     return Policy.untrained(config, env.contract, statistics, tokenizer, seed)
 
 
@@ -322,7 +323,7 @@ def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
     data = demos.read(config.demos, config.episodes)
     policy = build_policy(data, Tabletop(1), config.model, config.seed)
     model = policy.model
-    assert isinstance(model, OpenVLAOFT)
+    assert isinstance(model, OpenVLA)
     model.train()
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     progress = Progress(*columns) if rank == 0 else None

@@ -12,6 +12,7 @@ from training.algorithms.ppo import PPOConfig
 from training.pipeline.engine import Engine, PlacementConfig, Rollout, plan, ray_session
 from training.run import RunFolder
 from vla.cli import Command
+from vla.lora import Lora
 from vla.results import write_json
 
 
@@ -42,6 +43,7 @@ class TrainConfig:
     env: where to learn.
     algorithm: how to learn.
     placement: who runs where.
+    lora: adapters in place of all weights, for large models; they are merged into the final bundle.
     """
 
     out: Path
@@ -53,6 +55,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    lora: Lora = field(default_factory=Lora)
 
 
 def train(config: TrainConfig) -> None:
@@ -71,7 +74,7 @@ def train(config: TrainConfig) -> None:
         engine = Engine(
             config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
             config.slots, config.decisions, config.algorithm, config.placement, config.seed,
-            config.iterations,
+            config.iterations, config.lora,
         )  # fmt: skip
         first, env_steps, elapsed = _resume(run, engine)
         if first:

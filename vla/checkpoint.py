@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
 from vla import schema
@@ -27,6 +26,7 @@ from vla.policy import Policy, Provenance, build, model_settings
 from vla.statistics import Statistics
 from vla.tokenizer import InstructionTokenizer
 from vla.transforms import InstructionFormat, UniformBins, from_data, to_data
+from vla.weights import empty, fill
 
 FILES = (
     "model.safetensors",
@@ -76,11 +76,15 @@ def save(policy: Policy, folder: str | Path, provenance: Provenance | None = Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> Policy:
-    """Read a checkpoint, check that it is whole and fits what `consumer` offers; the model is on the CPU.
+def load(
+    folder: str | Path, offered: PolicyContract | None, consumer: str = "", device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Policy:  # fmt: skip
+    """Read a checkpoint, check that it is whole and fits what `consumer` offers.
 
     Raises CheckpointError for the files and ContractError for a contract that does not fit.
     offered: None leaves out the check, for tools that don't run the policy.
+    device, dtype: of the weights; None keeps the type that they are stored in.
     """
     root = Path(folder)
     _check_files(root)
@@ -101,8 +105,7 @@ def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "")
     inputs, outputs = _read_transforms(_text(root, "transforms.json"))
     codec = Codec(contract, statistics, inputs, outputs, _read_tokenizer(root))
     provenance = schema.load(Provenance, _text(root, "provenance.json"), "provenance", CheckpointError)
-    model = _read_model(root)
-    return Policy(codec, model.eval(), provenance)
+    return Policy(codec, _read_model(root, device, dtype), provenance)
 
 
 def _write(policy: Policy, folder: Path, provenance: Provenance) -> None:
@@ -209,59 +212,16 @@ def _read_tokenizer(root: Path) -> InstructionTokenizer:
         raise CheckpointError(Fault("TOKENIZER", "tokenizer.json", "a tokenizer", found, COPY_AGAIN)) from problem
 
 
-def _read_model(root: Path) -> nn.Module:
+def _read_model(root: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
     config = schema.parse(_text(root, "model.json"), "model", CheckpointError)
     try:
-        model = build(config)
+        model = empty(lambda: build(config))
     except (SimrealError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         if isinstance(problem, CodedError):
             raise
         found = f"{type(problem).__name__}: {problem}"
         remedy = "Load it with the version that wrote it. " + COPY_AGAIN
         raise CheckpointError(Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)) from problem
-    path = root / "model.safetensors"
-    try:
-        _check_weights(model, path)
-        load_model(model, str(path))
-    except SafetensorError as problem:
-        found = str(problem)[:160]
-        raise CheckpointError(Fault("WEIGHTS_DAMAGED", path.name, "a whole file", found, COPY_AGAIN)) from problem
-    except RuntimeError as problem:
-        found = " ".join(str(problem).split())[:300]
-        raise CheckpointError(
-            Fault("WEIGHTS_MISMATCH", path.name, "the model's tensors", found, COPY_AGAIN)
-        ) from problem
+    stored = getattr(torch, str(config.get("dtype", "float32")))
+    fill(model, [root / "model.safetensors"], CheckpointError, COPY_AGAIN, device, dtype, stored)
     return model
-
-
-def _check_weights(model: nn.Module, path: Path) -> None:
-    """Every tensor in the file has name, shape and type of one of the model's, so that none is cast."""
-    own = model.state_dict()
-    faults = []
-    with safe_open(str(path), framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118, not a dict
-            part = file.get_slice(name)
-            found = (list(part.get_shape()), part.get_dtype())
-            expected = (list(own[name].shape), _safetensors_name(own[name].dtype)) if name in own else None
-            if found != expected:
-                faults.append(
-                    Fault("WEIGHTS_MISMATCH", name, str(expected or "no such tensor"), str(found), COPY_AGAIN)
-                )
-    if faults:
-        raise CheckpointError(*faults[:5])
-
-
-def _safetensors_name(dtype: torch.dtype) -> str:
-    names = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
-    return names[dtype]

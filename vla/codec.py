@@ -106,7 +106,7 @@ class Codec:
             statistics,
             InputTransforms(
                 images,
-                (QuantileNormalize.of(statistics.state, clip=True),),
+                (QuantileNormalize.of(statistics.state, clip=True),) if statistics.state.size else (),
                 InstructionFormat(contract.instruction.template, lowercase),
             ),
             OutputTransforms((QuantileNormalize.of(statistics.action, clip=False),), UniformBins(n_bins)),
@@ -154,6 +154,14 @@ class Codec:
             remedy = "The model and the codec have different numbers of bins, or the buffer is stale."
             raise CodecError(Fault("ACTION_TOKENS", "tokens", expected, found, remedy))
         return self._table[array, self._columns]
+
+    def denormalize(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions `[..., C, D]` of a regression to the contract's units, float64 of the same shape."""
+        values = np.asarray(actions, np.float64)
+        if values.shape[-2:] != self.action_shape:
+            remedy = "The model and the contract have different chunks or actions."
+            raise CodecError(Fault("ACTIONS", "actions", str(self.action_shape), f"{values.shape}", remedy))
+        return run_inverse(self.outputs.action, values)
 
     def encode_actions(self, actions: np.ndarray) -> np.ndarray:
         """Actions in the contract's units `[..., D]` to int64 tokens; beyond the range, the outermost."""

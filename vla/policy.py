@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,11 +90,14 @@ class Policy:
         return Policy(codec, model.eval(), provenance or Provenance(seed=seed))
 
     @staticmethod
-    def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> "Policy":
-        """Load a checkpoint for a consumer that offers the contract `offered`, see `checkpoint.load`."""
+    def load(folder: str | Path, offered: PolicyContract | None, consumer: str = "", **where: Any) -> "Policy":
+        """Load a checkpoint for a consumer that offers the contract `offered`, see `checkpoint.load`.
+
+        where: `device` and `dtype` of the weights.
+        """
         from vla import checkpoint  # checkpoint imports this module
 
-        return checkpoint.load(folder, offered, consumer)
+        return checkpoint.load(folder, offered, consumer, **where)
 
     def save(self, folder: str | Path, provenance: Provenance | None = None) -> None:
         """Write a checkpoint; see `vla.checkpoint.save`."""
@@ -119,9 +123,45 @@ class Policy:
         if not observations:
             return []
         stamps = [self._stamp(seen) for seen in observations]
-        tokens = self.sample(self.codec.encode(observations), temperature, generator).tokens
-        actions = self.codec.decode(tokens.cpu().numpy())
+        actions = self.actions(self.codec.encode(observations), temperature, generator)
         return [ActionChunk(rows, stamp) for rows, stamp in zip(actions, stamps, strict=True)]
+
+    def actions(
+        self, inputs: ModelInputs, temperature: float = 0.0, generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """Actions in the contract's units, float64 `[B, C, D]`; a model that regresses them has no temperature."""
+        if self.regresses:
+            return self.codec.denormalize(self.outputs(inputs).cpu().numpy())
+        return self.codec.decode(self.sample(inputs, temperature, generator).tokens.cpu().numpy())
+
+    @property
+    def regresses(self) -> bool:
+        """Whether the model gives actions and no distribution of tokens: it can act, not be trained by RL."""
+        return bool(getattr(self.model, "regresses", False))
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether the model decides token by token, with `decide`, and its `forward` needs the tokens."""
+        return bool(getattr(self.model, "autoregressive", False))
+
+    @torch.no_grad()
+    def outputs(self, inputs: ModelInputs) -> torch.Tensor:
+        """What the model says, to compare it with another: normalised actions `[B, C, D]`, or logits of action tokens
+        `[B, C, D, bins]`, after tokens 0 if it is autoregressive."""
+        tokens = torch.zeros(len(inputs.tokens), *self.codec.action_shape, dtype=torch.int64, device=self.device)
+        return self._forward(inputs, actions=tokens).actions if self.regresses else self.logits(inputs, tokens)
+
+    def probe(self) -> torch.Tensor:
+        """`outputs` for a grey image, to compare the model with itself."""
+        codec = self.codec
+        prompt = codec.tokenizer.encode(codec.inputs.instruction.forward("pick up the cube")).copy()
+        grey = np.full((1, *codec.image_shape), 128, np.uint8)
+        return self.outputs(ModelInputs(grey, np.zeros((1, codec.contract.state_size), np.float32), prompt[None]))
+
+    @torch.no_grad()
+    def logits(self, inputs: ModelInputs, tokens: torch.Tensor) -> torch.Tensor:
+        """float32 `[B, C, D, bins]` of the action tokens, each after those of `tokens` `[B, C, D]` before it."""
+        return torch.as_tensor(self._forward(inputs, actions=tokens).logits)
 
     @torch.no_grad()
     def sample(
@@ -135,8 +175,14 @@ class Policy:
 
         uniforms: float `[B, C, D]` in [0, 1) to draw with in place of `generator`, see `action_tokens`.
         """
-        output = self._forward(inputs)
-        tokens = action_tokens.sample(output.logits, temperature, generator, uniforms)
+        if self.regresses:
+            remedy = "Choose a model with action tokens; `vla import` without the action head's file makes one."
+            raise PolicyError(Fault("NO_DISTRIBUTION", "model", "action tokens", "a regression head", remedy))
+        if self.autoregressive:
+            tokens, output = self._decide(inputs, temperature, generator, uniforms)
+        else:
+            output = self._forward(inputs)
+            tokens = action_tokens.sample(output.logits, temperature, generator, uniforms)
         log_probs = action_tokens.log_prob(output.logits, tokens, temperature or 1.0)
         return Decision(tokens, log_probs, output.values.float())
 
@@ -153,8 +199,8 @@ class Policy:
         seen: what the model's `see` returned for these inputs, if it need not look again.
         entropy_gradient: False computes the entropy without gradients, which saves time where it is only watched.
         """
-        output = self._forward(inputs, seen)
-        tokens = torch.as_tensor(tokens, device=output.logits.device).long()
+        tokens = torch.as_tensor(tokens, device=self.device).long()
+        output = self._forward(inputs, seen, tokens)
         auxiliary = None if output.auxiliary is None else output.auxiliary.float()
         watched = output.logits if entropy_gradient else output.logits.detach()
         return Evaluation(
@@ -164,22 +210,39 @@ class Policy:
             auxiliary,
         )
 
-    def _forward(self, inputs: ModelInputs, seen: Any = None) -> Any:
-        """The model's output; numpy inputs become tensors on the model's device."""
-        device = self.device
-        output = self.model(
-            torch.as_tensor(inputs.images, device=device),
-            torch.as_tensor(inputs.state, device=device),
-            torch.as_tensor(inputs.tokens, device=device),
-            **({} if seen is None else {"seen": seen}),
-        )
-        expected = (len(inputs.tokens), *self.codec.action_shape, self.codec.n_bins)
-        if tuple(output.logits.shape) != expected:
-            remedy = "Build the model with the chunk, the action dimension and the bins of the contract."
-            raise PolicyError(
-                Fault("MODEL_OUTPUT", "logits", f"shape {expected}", str(tuple(output.logits.shape)), remedy)
-            )
+    def _forward(self, inputs: ModelInputs, seen: Any = None, actions: torch.Tensor | None = None) -> Any:
+        """The model's output; `seen` and `actions` for models that want them."""
+        optional = {"seen": seen, "actions": actions if self.autoregressive else None}
+        output = self.model(*self._tensors(inputs), **{k: v for k, v in optional.items() if v is not None})
+        if output.logits is not None:
+            self._check(output.logits, len(inputs.tokens))
         return output
+
+    def _decide(
+        self, inputs: ModelInputs, temperature: float, generator: torch.Generator | None, uniforms: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Any]:
+        """Tokens one after the other, and the output that they were drawn from."""
+        given = None if uniforms is None else uniforms.flatten(1)
+
+        def draw(logits: torch.Tensor, index: int) -> torch.Tensor:
+            return action_tokens.sample(logits, temperature, generator, None if given is None else given[:, index])
+
+        model: Any = self.model
+        tokens, output = model.decide(*self._tensors(inputs), draw)
+        self._check(output.logits, len(inputs.tokens))
+        return tokens, output
+
+    def _tensors(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images, state and tokens on the model's device."""
+        parts = (inputs.images, inputs.state, inputs.tokens)
+        images, state, tokens = (torch.as_tensor(part, device=self.device) for part in parts)
+        return images, state, tokens
+
+    def _check(self, logits: torch.Tensor, count: int) -> None:
+        expected = (count, *self.codec.action_shape, self.codec.n_bins)
+        if tuple(logits.shape) != expected:
+            remedy = "Build the model with the chunk, the action dimension and the bins of the contract."
+            raise PolicyError(Fault("MODEL_OUTPUT", "logits", f"shape {expected}", str(tuple(logits.shape)), remedy))
 
     def _stamp(self, seen: Observation) -> float:
         """Capture time in s of the oldest part of an observation that the policy uses."""

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 
 from vla.errors import CodedError, Fault
 
-PAD_ID = 0
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>")  # ids 0, 1, 2
 _CACHE_SIZE = 4096
 
@@ -20,7 +19,7 @@ class TokenizerError(CodedError):
 
 
 class InstructionTokenizer:
-    """A tokenizer of transformers with a fixed length L: the sentence, padded on the left with id 0.
+    """A tokenizer of transformers with a fixed length L: the sentence, padded on the left.
 
     BOS is not among them: the model puts it before the image. Ids are remembered per sentence, so that
     encoding costs a dictionary look-up in the control loop.
@@ -35,6 +34,11 @@ class InstructionTokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer, "length": self.length, "_ids": {}}
+
+    @property
+    def pad_id(self) -> int:
+        """Of the padding; 0 for the tokenizers trained here."""
+        return int(self.tokenizer.pad_token_id)
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +57,7 @@ class InstructionTokenizer:
             raise TokenizerError(
                 Fault("INSTRUCTION_TOO_LONG", "instruction", expected, f"{len(found)} in {sentence!r}", remedy)
             )
-        ids = np.full(self.length, PAD_ID, np.int64)
+        ids = np.full(self.length, self.pad_id, np.int64)
         ids[self.length - len(found) :] = found
         ids.flags.writeable = False
         if len(self._ids) >= _CACHE_SIZE:
@@ -72,7 +76,7 @@ class InstructionTokenizer:
         return InstructionTokenizer(tokenizer, tokenizer.model_max_length)
 
     def decode(self, ids: np.ndarray) -> str:
-        return str(self.tokenizer.decode([int(i) for i in ids if i != PAD_ID], skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode([int(i) for i in ids if i != self.pad_id], skip_special_tokens=True)).strip()
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int, length: int) -> InstructionTokenizer:

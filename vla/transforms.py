@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from PIL import Image
 
 from vla import schema
 from vla.errors import CodedError, Fault
@@ -162,7 +163,7 @@ class ImageCheck:
 
 @dataclass(frozen=True)
 class ImageResize:
-    """Bicubic, antialiased resize as PIL's (a = -0.5); off unless the checkpoint names it."""
+    """Pillow's bicubic, antialiased resize; off unless the checkpoint names it."""
 
     height: int
     width: int
@@ -173,21 +174,7 @@ class ImageResize:
         return self.height, self.width
 
     def forward(self, image: np.ndarray) -> np.ndarray:
-        rows, columns = _bicubic(image.shape[0], self.height), _bicubic(image.shape[1], self.width)
-        wide = np.round(np.einsum("xw,hwc->hxc", columns, image.astype(np.float64))).clip(0, 255)
-        return np.round(np.einsum("yh,hxc->yxc", rows, wide)).clip(0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=16)
-def _bicubic(source: int, target: int) -> np.ndarray:
-    """Weights `[target, source]` of a resize along one axis."""
-    scale = source / target
-    support = max(scale, 1.0)
-    centers = (np.arange(target) + 0.5) * scale - 0.5
-    x = np.abs(np.arange(source)[None, :] - centers[:, None]) / support
-    near, far = 1.5 * x**3 - 2.5 * x**2 + 1.0, -0.5 * x**3 + 2.5 * x**2 - 4.0 * x + 2.0
-    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-    return weights / weights.sum(axis=1, keepdims=True)
+        return np.asarray(Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Weights from safetensors files into a model, tensor by tensor: there is never a second copy of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -27,19 +27,23 @@ def names(file: Path) -> list[str]:
 
 def fill(
     model: nn.Module, files: Sequence[Path], error: type[CodedError], remedy: str, device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None, stored: torch.dtype | None = None,
+    dtype: torch.dtype | None = None, stored: torch.dtype | None = None, elsewhere: Collection[str] = (),
+    ignored: str | None = None,
 ) -> None:  # fmt: skip
     """Give every parameter of an `empty` model its values.
 
     dtype: to convert to, None to keep what is stored. stored: what has to be in the files, None for anything.
+    elsewhere: names that the files need not have. ignored: beginning of the names in the files to pass over.
     Raises `error` for damaged files and for tensors that are missing, unknown, or of another shape or type.
     """
     own = {**dict(model.named_parameters()), **persistent(model)}
-    missing, faults = set(own), []
+    missing, faults = set(own) - set(elsewhere), []
     for file in files:
         try:
             with safe_open(str(file), framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118, not a dict
+                    if ignored is not None and name.startswith(ignored):
+                        continue
                     part = opened.get_slice(name)
                     shape = tuple(part.get_shape())
                     if name not in own or shape != tuple(own[name].shape):
@@ -76,5 +80,3 @@ def put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad and tensor.is_floating_point())
     else:
         owner._buffers[leaf] = tensor
-
-

@@ -28,7 +28,7 @@ PRIVILEGED = 0  # numbers that an auxiliary output is taught
 DIMENSIONS = 4  # x, y, z, gripper
 SENTENCE = "go to the middle"
 MODEL = {
-    "class": "openvla_oft",
+    "class": "nano",
     "vision": {"image_size": 16, "widths": [8, 8], "keypoints": 4},
     "cameras": 1,
     "state_dim": 3,

@@ -13,7 +13,7 @@ from training.envs.base import EpisodeRequest
 from training.envs.tabletop import Tabletop, TabletopConfig
 from training.evaluate import EpisodeResult, EvalConfig, play, summarize
 from vla.errors import CodedError, SimrealError
-from vla.models.openvla_oft import OFTConfig
+from vla.models.nano import NanoConfig
 from vla.policy import Policy
 from vla.results import interval, score
 from vla.statistics import ArrayStatistics, Statistics
@@ -199,7 +199,7 @@ def test_videos_play(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained policy that fits the simulator."""
-    size = OFTConfig(hidden=32, layers=1, heads=2, intermediate=32, n_bins=32)
+    size = NanoConfig(hidden=32, layers=1, heads=2, intermediate=32, n_bins=32)
     env = Tabletop(1)
     contract = env.contract
     bound = [contract.action.max_translation] * 3 + [contract.action.max_rotation] * 3
@@ -208,7 +208,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ArrayStatistics.from_bounds([-1.0] * contract.state_size, [1.0] * contract.state_size),
     )
     tokenizer = train_tokenizer(training_sentences(), size.vocabulary, size.prompt_length)
-    model = {"class": "openvla_oft", **asdict(size)}
+    model = {"class": "nano", **asdict(size)}
     policy = Policy.untrained(model, contract, statistics, tokenizer, seed=1)
     folder = tmp_path_factory.mktemp("policy") / "checkpoint"
     policy.save(folder)

@@ -19,6 +19,8 @@ from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
 from training.pipeline.block import ALIGNMENT, RolloutBlock, RolloutShape
 from training.pipeline.engine import Engine, EngineError, PlacementConfig, plan, ray_session
 from vla.contract import ContractError
+from vla.lora import FULL, Lora
+from vla.policy import Policy
 
 SHAPE = RolloutShape(3, 2, (1, 4, 4, 3), 5, 6, chunk=2, action_dim=4, values=1, privileged=0, critic=3)
 SLOTS, DECISIONS = 7, 8  # 7: the parts are of different sizes
@@ -186,8 +188,8 @@ def test_a_model_has_to_fit_the_way_its_vision_is_taught(tmp_path: Path, monkeyp
         planned()
     assert "perception_steps=0" in caught.value.remedy
     planned(perception_steps=0)
-    monkeypatch.delattr("vla.models.openvla_oft.OpenVLAOFT.see")
-    with pytest.raises(EngineError, match="OpenVLAOFT has no `see`") as caught:
+    monkeypatch.delattr("vla.models.openvla.OpenVLA.see")
+    with pytest.raises(EngineError, match="OpenVLA has no `see`") as caught:
         planned(perception_steps=0, train_vision=False)
     assert "train_vision=true" in caught.value.remedy
 
@@ -198,13 +200,15 @@ def ray_() -> Iterator[None]:
         yield
 
 
-def engine(checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, **settings: str) -> Engine:
+def engine(
+    checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, lora: Lora = FULL, **settings: str
+) -> Engine:
     placement = PlacementConfig(
         environment_workers=2, stages=stages, policy_threads=1, learners=1, deadline_s=deadline_s
     )
     return Engine(
         checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", SLOTS, DECISIONS,
-        PPOConfig(minibatches=2), placement, 3, 10,
+        PPOConfig(minibatches=2), placement, 3, 10, lora,
     )  # fmt: skip
 
 
@@ -281,3 +285,29 @@ def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
             assert np.isfinite(made.update(iteration).metrics["loss"])
     finally:
         made.close()
+
+
+def test_with_adapters_nothing_else_is_trained_sent_and_saved(ray_: None, checkpoint: Path, tmp_path: Path) -> None:
+    made = engine(checkpoint, tmp_path / "run", 1, lora=Lora(rank=2))
+    try:
+        for iteration in range(2):
+            rollout = made.rollout(iteration)
+            update = made.update(iteration)
+            assert np.isfinite(update.metrics["loss"]) and rollout.episodes
+        weights = update.weights
+        assert weights is not None
+        assert all(".lora_" in name or name.startswith(("value_head.", "proprio", "action_head.")) for name in weights)
+        assert any(".lora_B." in name and value.any() for name, value in weights.items())
+        (tmp_path / "state").mkdir()
+        made.save(tmp_path / "state")
+        made.export(tmp_path / "bundle", {}, {})
+    finally:
+        made.close()
+    before, after = (Policy.load(folder, None).model.state_dict() for folder in (checkpoint, tmp_path / "bundle"))
+    assert before.keys() == after.keys()  # merged
+    changed = {name for name in before if not (before[name] == after[name]).all()}
+    layers = {name.split(".lora_")[0] + ".weight" for name in weights if ".lora_" in name}
+    assert changed >= layers and all(n in layers or n in weights for n in changed)
+    assert (tmp_path / "state" / "learner.safetensors").stat().st_size < (
+        checkpoint / "model.safetensors"
+    ).stat().st_size

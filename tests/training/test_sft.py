@@ -18,11 +18,11 @@ from training.demos import DemosConfig
 from training.envs.tabletop import Tabletop
 from training.sft import SftConfig
 from vla.errors import SimrealError
-from vla.models.openvla_oft import OFTConfig
+from vla.models.nano import NanoConfig
 from vla.models.vision import ConvTowerConfig
 from vla.policy import Policy
 
-TINY = OFTConfig(
+TINY = NanoConfig(
     vision=ConvTowerConfig(widths=(8, 16), keypoints=4, cells=True), hidden=32, layers=1, heads=2, intermediate=32
 )
 

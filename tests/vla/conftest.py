@@ -15,7 +15,7 @@ from vla.types import Observation
 
 SENTENCES = ("put the carrot on the plate", "put the mug on the wooden plate")
 MODEL = {
-    "class": "openvla_oft",
+    "class": "nano",
     "vision": {"image_size": 32, "widths": [8, 8, 16, 16], "keypoints": 4},
     "hidden": 16,
     "layers": 1,

@@ -42,6 +42,7 @@ class PPOConfig:
     critic_iterations: first iterations, in which only the value head learns.
     weight_decay: AdamW.
     grad_clip: bound of the gradient's norm.
+    gradient_checkpointing: compute the blocks of a large model again in the backward pass, to save memory.
     temperature: of sampling, in rollout and training alike.
     """
 
@@ -74,6 +75,7 @@ class PPOConfig:
     critic_iterations: int = 2
     weight_decay: float = 0.01
     grad_clip: float = 1.0
+    gradient_checkpointing: bool = False
     temperature: float = 1.0
 
 

@@ -23,6 +23,7 @@ from training.workers.learner import Learner, Update
 from training.workers.policy import PolicyLog, PolicyWorker
 from vla.codec import Codec
 from vla.errors import SimrealError
+from vla.lora import FULL, Lora
 from vla.policy import Policy
 
 UPDATE_DEADLINE_S = 1800  # for a learner to answer, whatever it is asked
@@ -111,6 +112,16 @@ def plan(
             f"the model's auxiliary output has {tells} numbers, environment {environment} tells {privileged}",
             code="PRIVILEGED", remedy="Set algorithm.perception_steps=0, or train a model for this environment.",
         )  # fmt: skip
+    if algorithm.gradient_checkpointing and not hasattr(policy.model, "checkpoint_gradients"):
+        raise EngineError(
+            f"{type(policy.model).__name__} has no `checkpoint_gradients`", code="MEMORY",
+            remedy="Set algorithm.gradient_checkpointing=false.",
+        )  # fmt: skip
+    if not policy.model.config.get("values"):
+        raise EngineError(
+            "the model has no value head or gives no distribution", code="VALUES",
+            remedy="Import it with values=1 (or one for each action of a chunk), with action tokens.",
+        )  # fmt: skip
     shape = RolloutShape(
         decisions, slots, codec.image_shape, contract.state_size, codec.tokenizer.length, *codec.action_shape,
         values=int(policy.model.config["values"]), privileged=privileged, critic=critic,
@@ -145,7 +156,7 @@ class Engine:
     def __init__(
         self, checkpoint: Path, run: Path, environment: str, settings: dict[str, Any], variant: str,
         slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int,
-        iterations: int,
+        iterations: int, lora: Lora = FULL,
     ):  # fmt: skip
         self.placement = placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement)
@@ -178,14 +189,14 @@ class Engine:
         make_policy: Any = _actor(PolicyWorker, placement.policy_threads)
         self.policy = make_policy.remote(
             str(checkpoint), *shared, str(self.bells), stage_rows, algorithm.temperature, seed,
-            placement.policy_threads, placement.deadline_s,
+            placement.policy_threads, placement.deadline_s, lora,
         )  # fmt: skip
         rendezvous = self.bells / "rendezvous"
         make_learner: Any = _actor(Learner, placement.learner_threads)
         self.learners = [
             make_learner.remote(
                 rank, placement.learners, str(checkpoint), *shared, algorithm, seed, iterations,
-                placement.learner_threads, str(rendezvous.resolve()),
+                placement.learner_threads, str(rendezvous.resolve()), lora,
             )
             for rank in range(placement.learners)
         ]  # fmt: skip

@@ -16,7 +16,9 @@ from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
+from vla import lora
 from vla.errors import SimrealError
+from vla.lora import FULL, Lora
 from vla.policy import Policy
 from vla.results import commit
 from vla.types import ModelInputs
@@ -87,7 +89,7 @@ class Learner:
 
     def __init__(
         self, rank: int, world: int, checkpoint: str, shape: RolloutShape, block: str, config: PPOConfig,
-        seed: int, iterations: int, threads: int, rendezvous: str,
+        seed: int, iterations: int, threads: int, rendezvous: str, adapters: Lora = FULL,
     ):  # fmt: skip
         torch.set_num_threads(threads)
         torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
@@ -95,10 +97,18 @@ class Learner:
         self.policy = Policy.load(checkpoint, None, "learner")
         self.block = RolloutBlock(shape, block)
         model: Any = self.policy.model
+        self.adapters = adapters
+        if adapters.rank:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # the same on every rank
+                lora.attach(model, adapters)
+        if config.gradient_checkpointing:
+            model.checkpoint_gradients()
         head = list(model.value_head.parameters())
         owned = {id(p) for p in head}
         reached = model.parameters() if config.train_vision else model.behind_seen()
-        trunk = [p for p in reached if id(p) not in owned]
+        owned |= {id(p) for n, p in model.named_parameters() if n.startswith(tuple(getattr(model, "idle", ())))}
+        trunk = [p for p in reached if id(p) not in owned and p.requires_grad]
         groups = [{"params": trunk, "lr": config.learning_rate}]
         if config.critic == "head":
             groups.append({"params": head, "lr": config.value_learning_rate})
@@ -123,7 +133,11 @@ class Learner:
         return os.getpid()
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {k: v.detach().numpy().copy() for k, v in self.policy.model.state_dict().items()}
+        """Those that are trained: all of them, or the adapters and heads."""
+        model = self.policy.model
+        trained = lora.trained(model) if self.adapters.rank else model.state_dict()
+        # numpy has no bfloat16; float32 holds the same numbers
+        return {k: v.detach().float().numpy().copy() for k, v in trained.items()}
 
     def update(self, iteration: int) -> Update:
         """All epochs on the rollout in the block."""
@@ -358,8 +372,8 @@ class Learner:
         return float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
 
     def save(self, folder: str) -> None:
-        """Weights and optimizers."""
-        state.save(Path(folder) / STATE, self.policy.model, self.optimizer, 0)
+        """Weights that are trained, and optimizers."""
+        state.save(Path(folder) / STATE, self._trained(), self.optimizer, 0)
         if self.critic is not None and self.critic_optimizer is not None:
             state.save(Path(folder) / CRITIC, self.critic, self.critic_optimizer, 0)
         if self.seeing_optimizer is not None:
@@ -371,7 +385,12 @@ class Learner:
             state.restore(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer)
         if self.critic is not None and self.critic_optimizer is not None:
             state.restore(Path(folder) / CRITIC, self.critic, self.critic_optimizer)
-        state.restore(Path(folder) / STATE, self.policy.model, self.optimizer)
+        state.restore(Path(folder) / STATE, self._trained(), self.optimizer)
+
+    def _trained(self) -> nn.Module:
+        return (
+            nn.ParameterList([*lora.trained(self.policy.model).values()]) if self.adapters.rank else self.policy.model
+        )
 
     def export(self, folder: str, curve: dict[str, Any], config: dict[str, Any]) -> None:
         """The deployable bundle."""
@@ -379,6 +398,11 @@ class Learner:
         from vla.policy import Provenance
 
         self.policy.model.eval()
+        if self.adapters.rank:
+            deviation = lora.merge(self.policy.model, self.policy.probe)
+            print(
+                f"the adapters are merged; the outputs of a test image deviate by {deviation:.2g} at most", flush=True
+            )
         checkpoint.save(self.policy, folder, Provenance(commit(), config, self.seed, curve), overwrite=True)
 
 

@@ -11,6 +11,8 @@ import torch
 
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape
+from vla import lora
+from vla.lora import FULL, Lora
 from vla.policy import Policy
 from vla.types import ModelInputs
 
@@ -38,9 +40,12 @@ class PolicyWorker:
         seed: int,
         threads: int,
         deadline_s: float,
+        adapters: Lora = FULL,
     ):
         torch.set_num_threads(threads)
         self.policy = Policy.load(checkpoint, None, "policy worker")
+        if adapters.rank:
+            lora.attach(self.policy.model, adapters)
         self.block = RolloutBlock(shape, block)
         self.slots = slots
         self.stages = len(slots[0])
@@ -54,8 +59,11 @@ class PolicyWorker:
         return os.getpid()
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Take over the learner's weights."""
-        self.policy.model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
+        """Take over the learner's weights: those that it trains."""
+        own = self.policy.model.state_dict()
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(torch.from_numpy(value.copy()))
 
     def rollout(self, iteration: int, fresh: bool) -> PolicyLog:
         """Decide rows 0 (if the episodes are fresh) or 1 up to T."""

@@ -71,7 +71,7 @@ def rows_of(layer: Any, hidden: torch.Tensor, low: int, high: int) -> torch.Tens
         return out
     for name in layer.active_adapters:
         if name in layer.lora_A:
-            small = layer.lora_A[name](layer.lora_dropout[name](hidden.to(layer.lora_A[name].weight.dtype)))
+            small = layer.lora_A[name](hidden.to(layer.lora_A[name].weight.dtype))
             out = out + (layer.scaling[name] * F.linear(small, layer.lora_B[name].weight[low:high])).to(out.dtype)
     return out
 

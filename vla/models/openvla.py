@@ -1,7 +1,7 @@
 """OpenVLA and OpenVLA-OFT: vision, projector, Llama, and action tokens. One class for 7B and for a few million.
 
-The sequence is BOS, image tokens, proprioception, prompt, actions. OpenVLA (Kim et al. 2024) decodes one action token by
-token; OpenVLA-OFT (Kim et al. 2025) a whole chunk in one pass in which all attend to all, from placeholders.
+The sequence is BOS, image tokens, proprioception, prompt, actions. OpenVLA (Kim et al. 2024) decodes one token after
+the other; OpenVLA-OFT (Kim et al. 2025) a whole chunk in one pass in which all attend to all, from placeholders.
 The hidden state at the last prompt token feeds the value head.
 """
 
@@ -14,9 +14,10 @@ from torch import nn
 from transformers import DynamicCache
 
 from vla.models.heads import L1Head, mlp, rows_of
+from vla.models.vit import VisionTransformer
 
 BOS, STOP = 1, 2
-Draw = Callable[[torch.Tensor, slice], torch.Tensor]
+Draw = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 class VLAOutput(NamedTuple):
@@ -45,6 +46,7 @@ class Layout:
     pad: id of the padding, on the left of the prompt.
     autoregressive: token by token and causal; else in parallel and bidirectional.
     stop: whether the stop token follows the placeholders.
+    film_around: whether BOS and STOP count among the words that modulate the vision towers.
     """
 
     chunk: int
@@ -53,6 +55,7 @@ class Layout:
     pad: int = 0
     autoregressive: bool = False
     stop: bool = False
+    film_around: bool = False
 
     @property
     def tokens(self) -> int:
@@ -69,10 +72,10 @@ class Locator(nn.Sequential):
         super().__init__(*mlp(state_dim + 4 * cameras * pointing, (width, width), positions))
         self.pointing, self.positions, self.outputs = pointing, positions, positions + 2 * cameras * pointing
 
-    def forward(self, points: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def locate(self, points: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """points: `[B, K, P, 4]`; state: `[B, S]`."""
         named = points[:, :, : self.pointing]
-        found = super().forward(torch.cat([state, named.flatten(1)], 1))
+        found = self(torch.cat([state, named.flatten(1)], 1))
         return torch.cat([found, named[..., :2].flatten(1)], 1).float()
 
 
@@ -103,6 +106,21 @@ class OpenVLA(nn.Module):
         self.trunk.config.is_causal = layout.autoregressive
 
     @property
+    def autoregressive(self) -> bool:
+        """Whether `forward` needs the actions that were decided on."""
+        return self.layout.autoregressive
+
+    @property
+    def regresses(self) -> bool:
+        """Whether actions come out in place of the distribution of action tokens."""
+        return isinstance(self.action_head, L1Head)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that nothing depends on; the published layout has them."""
+        return tuple(f"vision_backbone.{name}" for name in getattr(self.vision_backbone, "idle", ()))
+
+    @property
     def trunk(self) -> Any:
         """The language model without its head."""
         return getattr(self.language_model, "model", self.language_model)
@@ -112,13 +130,24 @@ class OpenVLA(nn.Module):
         """Numbers of the auxiliary output, 0 for none."""
         return self.locator.outputs if self.locator else 0
 
+    def checkpoint_gradients(self) -> None:
+        """Compute every block again in the backward pass, in place of keeping what is inside (Chen et al. 2016)."""
+        self.trunk.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trunk.train()  # or transformers leaves it out; without dropout the numbers stay
+        for module in self.vision_backbone.modules():
+            if isinstance(module, VisionTransformer):
+                module.checkpointing = True
+
     def see(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> Seen:
         """Everything that depends on the images but the language model; arguments as in `forward`."""
         valid = tokens != self.layout.pad
         words = self.trunk.embed_tokens(tokens)
-        text = (words * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        seen, points = self.vision_backbone(images, text)
-        return Seen(seen, self.locator(points, state) if self.locator is not None else None)
+        total, count = (words * valid[..., None]).sum(1), valid.sum(1, keepdim=True)
+        if self.layout.film_around:
+            around = self.trunk.embed_tokens(tokens.new_tensor([BOS, STOP]))
+            total, count = total + around.sum(0), count + 2
+        seen, points = self.vision_backbone(images, total / count.clamp(min=1))
+        return Seen(seen, self.locator.locate(points, state) if self.locator is not None else None)
 
     def perceive(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The auxiliary output `[B, A]` alone, without the language model; arguments as in `forward`."""
@@ -173,27 +202,22 @@ class OpenVLA(nn.Module):
     def decide(
         self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, draw: Draw
     ) -> tuple[torch.Tensor, VLAOutput]:
-        """Action tokens int64 `[B, C, D]` and what they were drawn from; arguments as in `forward`.
+        """Action tokens int64 `[B, C, D]` one after the other, and what they were drawn from.
 
-        draw: takes logits `[B, n, bins]` of the action tokens that a slice names, and returns tokens `[B, n]`.
+        Arguments as in `forward`. draw: takes logits `[B, bins]` and an action token's index; returns tokens `[B]`.
         """
-        batch, count, shape = len(tokens), self.layout.tokens, (len(tokens), self.layout.chunk, -1)
-        if not self.layout.autoregressive:
-            output = self.forward(images, state, tokens)
-            return draw(output.logits.flatten(1, 2), slice(0, count)).reshape(shape), output
-        prompt, present, auxiliary = self._prompt(images, state, tokens, None, None)
-        cache, x = DynamicCache(config=self.trunk.config), prompt
-        drawn, logits, first = [], [], None
-        for index in range(count):
+        x, present, auxiliary = self._prompt(images, state, tokens, None, None)
+        cache, said, logits, summary = DynamicCache(config=self.trunk.config), [], [], None
+        for index in range(self.layout.tokens):
             hidden = self._run(x, present, cache)[:, -1:]
-            first = hidden if first is None else first
+            summary = hidden[:, 0] if summary is None else summary
             logits.append(self._logits(hidden))
-            drawn.append(draw(logits[-1], slice(index, index + 1)))
-            x, present = self._embed(drawn[-1]), _grown(present, 1)
-        assert first is not None
-        values = self._values(first[:, 0])
-        together = torch.cat(logits, 1).reshape(batch, *self._shape, -1)
-        return torch.cat(drawn, 1).reshape(shape), VLAOutput(together, values, auxiliary)
+            said.append(draw(logits[-1][:, 0], index))
+            x, present = self._embed(said[-1][:, None]), _grown(present, 1)
+        assert summary is not None
+        shape = (len(tokens), *self._shape)
+        output = VLAOutput(torch.cat(logits, 1).reshape(*shape, -1), self._values(summary), auxiliary)
+        return torch.stack(said, 1).reshape(shape), output
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -262,7 +286,7 @@ class OpenVLA(nn.Module):
 
     def _read(self, hidden: torch.Tensor, summary: torch.Tensor, auxiliary: torch.Tensor | None) -> VLAOutput:
         values = self._values(summary)
-        if isinstance(self.action_head, L1Head):
+        if self.regresses and self.action_head is not None:
             return VLAOutput(None, values, auxiliary, self.action_head(hidden))
         return VLAOutput(self._logits(hidden).reshape(len(hidden), *self._shape, -1), values, auxiliary)
 

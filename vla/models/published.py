@@ -76,8 +76,13 @@ class PublishedConfig:
 
 def build(config: dict[str, Any]) -> OpenVLA:
     """From the JSON-able configuration: the fields of `PublishedConfig`."""
+    return assemble(settings(config))
+
+
+def settings(config: dict[str, Any]) -> PublishedConfig:
+    """The configuration of a bundle's model.json."""
     fields = {k: v for k, v in config.items() if k not in ("class", "vocabulary")}
-    return assemble(schema.build(PublishedConfig, fields, "model", PublishedError))
+    return schema.build(PublishedConfig, fields, "model", PublishedError)
 
 
 def assemble(c: PublishedConfig) -> OpenVLA:
@@ -93,7 +98,7 @@ def assemble(c: PublishedConfig) -> OpenVLA:
     autoregressive = c.decoding == "autoregressive"
     return OpenVLA(
         {"class": "openvla", "vocabulary": c.language.vocab_size, **asdict(c)},
-        Layout(c.chunk, c.action_dim, c.n_bins, c.pad, autoregressive, c.stop and not autoregressive),
+        Layout(c.chunk, c.action_dim, c.n_bins, c.pad, autoregressive, c.stop and not autoregressive, c.film),
         vision, NumberedMLP(vision.width, 4 * vision.width, h, h), language_model,
         proprio=NumberedMLP(c.state_dim, h, h) if c.state_dim else None,
         head=L1Head(h, c.action_dim) if c.head == "l1" else None,

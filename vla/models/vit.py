@@ -78,10 +78,8 @@ class Block(nn.Module):
         width = config.width
         self.norm1, self.attn = nn.LayerNorm(width, eps=EPS), Attention(width, config.heads)
         self.norm2, self.mlp = nn.LayerNorm(width, eps=EPS), MLP(width, config.intermediate)
-        if config.layer_scale:
-            self.ls1, self.ls2 = LayerScale(width), LayerScale(width)
-        else:
-            self.ls1, self.ls2 = nn.Identity(), nn.Identity()
+        scale: list[nn.Module] = [LayerScale(width) if config.layer_scale else nn.Identity() for _ in range(2)]
+        self.ls1, self.ls2 = scale
 
     def forward(self, x: torch.Tensor, film: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """film: scale and shift `[B, 1, width]` between attention and feed-forward part."""
@@ -141,6 +139,11 @@ class VisionTransformer(nn.Module):
             self.attn_pool = AttentionPool(config.width, config.intermediate)
         self.checkpointing = False
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that nothing depends on."""
+        return f"blocks.{self.config.depth - 1}.", "norm.", "attn_pool."
+
     def forward(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """pixels: `[B, 3, H, W]`, normalised; text: `[B, text]`. Returns `[B, N, width]`."""
         x = self.patch_embed(pixels) + self.pos_embed
@@ -150,7 +153,7 @@ class VisionTransformer(nn.Module):
             x, prefix = torch.cat([*tokens, x], 1), 1 + self.config.registers
         arguments = (text,) if self.config.text else ()
         for block in list(self.blocks)[:-1]:
-            if self.checkpointing and self.training:
+            if self.checkpointing and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, *arguments, use_reentrant=False)
             else:
                 x = block(x, *arguments)
@@ -173,6 +176,12 @@ class FusedBackbone(nn.Module):
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(mean).view(2, 1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(2, 1, 3, 1, 1), persistent=False)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that nothing depends on."""
+        towers = {"featurizer": self.featurizer, "fused_featurizer": self.fused_featurizer}
+        return tuple(f"{name}.{part}" for name, tower in towers.items() for part in tower.idle)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 `[B, H, W, 3]` -> what the two towers get, float32 `[2, B, 3, H, W]`."""

@@ -1,0 +1,186 @@
+"""Speed of the published architectures: `python benchmarks/models.py --device cpu --out models.json`.
+
+OpenVLA (autoregressive) and OpenVLA-OFT (a chunk of 8 in one pass) with random weights: time of a decision at several
+batch sizes, and samples/s of a LoRA step. Beside each stands its floor: what its floating-point operations take at the
+rate of a large matrix product on this device, or what reading the weights takes at the rate of a large copy, whichever
+is more.
+--size 7b takes 15 GB in bfloat16; tiny is that of the tests.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla import lora
+from vla.models import action_tokens
+from vla.models.published import LlamaSizes, PublishedConfig, assemble
+from vla.models.vit import DINO, SIGLIP, ViTConfig
+from vla.results import commit, machine, write_json
+
+PROMPT = 34  # tokens of an ordinary instruction
+SIZES = {
+    "7b": PublishedConfig(),
+    "tiny": PublishedConfig(
+        dino=ViTConfig(64, 3, 4, 256, DINO.registers, layer_scale=True),
+        siglip=ViTConfig(72, 3, 4, 269, attention_pool=SIGLIP.attention_pool),
+        language=LlamaSizes(32064, 64, 176, 2, 4, 4),
+    ),
+}
+KINDS = {"OpenVLA": {}, "OpenVLA-OFT": {"decoding": "parallel", "chunk": 8, "stop": False}}
+
+
+def build(size: str, kind: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Random weights straight on the device."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = assemble(replace(SIZES[size], values=1, **KINDS[kind]))
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(device, dtype).eval()
+
+
+def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, 1, 224, 224, 3), dtype=torch.uint8, generator=generator)
+    tokens = torch.randint(3, 31000, (batch, PROMPT), generator=generator)
+    return images.to(device), torch.zeros(batch, 0, device=device), tokens.to(device)
+
+
+def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    """Of each repetition, after one to warm up."""
+    taken = []
+    for number in range(repeats + 1):
+        begun = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number:
+            taken.append(time.perf_counter() - begun)
+    return taken
+
+
+def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Floating-point operations/s of a large matrix product, bytes/s read by a large copy."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = 2 * side**3 / min(seconds(lambda: a @ b, device, 10))
+    source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return product, 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device, 10))
+
+
+def draw(logits: torch.Tensor, index: int) -> torch.Tensor:
+    return action_tokens.sample(logits, 1.0)
+
+
+def decision(model: Any, batch: int, device: torch.device) -> Callable[[], Any]:
+    given = inputs(batch, device)
+
+    @torch.no_grad()
+    def run() -> Any:
+        if model.autoregressive:
+            return model.decide(*given, draw)
+        return action_tokens.sample(model(*given).logits, 1.0)
+
+    return run
+
+
+def step(model: Any, batch: int, device: torch.device) -> Callable[[], Any]:
+    """Log-probabilities, backward pass and optimiser step of the adapters."""
+    given = inputs(batch, device)
+    tokens = torch.randint(0, 256, (batch, model.layout.chunk, model.layout.action_dim), device=device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
+
+    def run() -> None:
+        output = model(*given, actions=tokens)
+        loss = output.values.square().mean() - action_tokens.log_prob(output.logits, tokens, 1.0).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def operations(run: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def measure(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    product, copy = rates(device, dtype)
+    rows = []
+    for kind in KINDS:
+        model = build(arguments.size, kind, device, dtype)
+        weights = sum(p.nbytes for p in model.parameters())
+        passes = model.layout.tokens if model.autoregressive else 1  # each reads the weights
+        work = [("decision", batch) for batch in arguments.batches]
+        for what, batch in track([*work, ("LoRA step", arguments.train_batch)], kind):
+            if what == "LoRA step":
+                model.checkpoint_gradients()
+                lora.attach(model, lora.Lora(rank=32))
+                run = step(model, batch, device)
+            else:
+                run = decision(model, batch, device)
+            count = operations(run)
+            taken = seconds(run, device, arguments.repeats)
+            floor = max(count / product, (passes if what == "decision" else 2) * weights / copy)
+            actions = batch * model.layout.chunk
+            rows.append(
+                {
+                    "model": kind, "what": what, "batch": batch, "ms": 1e3 * statistics.median(taken),
+                    "ms_range": [1e3 * min(taken), 1e3 * max(taken)], "flop": count, "floor_ms": 1e3 * floor,
+                    "over_floor": statistics.median(taken) / floor,
+                    "per_s": (actions if what == "decision" else batch) / statistics.median(taken),
+                }
+            )  # fmt: skip
+        del model, run
+    return rows
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the result")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=[*SIZES], default="tiny")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on cpu, else bfloat16")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--train-batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args(words)
+    device = torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    rows = measure(arguments, device, dtype)
+    write_json(
+        arguments.out,
+        {
+            "size": arguments.size, "dtype": str(dtype).removeprefix("torch."), "rows": rows,
+            "command": shlex.join(["python", "benchmarks/models.py", *(words or sys.argv[1:])]),
+            "commit": commit(), "machine": machine("torch", "transformers", "peft"),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+    )  # fmt: skip
+    table = Table("model", "", "batch", "ms", "floor ms", "over floor", "actions/s, samples/s")
+    for row in rows:
+        numbers = (row["ms"], row["floor_ms"], row["over_floor"], row["per_s"])
+        table.add_row(row["model"], row["what"], str(row["batch"]), *(f"{number:.4g}" for number in numbers))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
