@@ -235,7 +235,7 @@ class Driver:
             acting = self._executor is not None and self._slew is not None and status in ("running", "holding")
             due = self._executor.due() if acting and self._executor is not None else None
             self._on_cycle(Cycle(state, target, commanded, self.supervisor.status, due, self._homing))
-            if self._let_go:  # told first: it takes a moment
+            if self._let_go:  # told first
                 self._release()
 
     def _steer(self, arm: FrankaArm, slew: Slew, state: ArmState, status: Status, now: float) -> None:

@@ -255,6 +255,7 @@ class FrankaArm:
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None
+        self._ending = False
         self._inverse: InverseKinematics | None = None
         self._velocities = np.zeros(7)  # wanted last, rad/s
 
@@ -294,6 +295,7 @@ class FrankaArm:
 
     def begin(self) -> Pose:
         """Take control and hold the present pose, which is returned."""
+        self._wait()
         config = self.config
         motion = franky.JointImpedanceTrackingMotion(
             stiffness=np.array(config.stiffness), damping=np.array(config.damping),
@@ -341,14 +343,19 @@ class FrankaArm:
         return np.asarray(config.feed_forward * (inertia @ accelerations + friction))
 
     def end(self) -> None:
-        """Come to rest and give control back; harmless if nothing is controlled."""
+        """Begin to give control back, which takes a moment; harmless if nothing is controlled."""
         if self._motion is None:
             return
-        self._motion = None
+        self._motion, self._ending = None, True
         if self.robot.is_in_control:
             self._move(franky.TorqueStopMotion())
-        with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
-            self.robot.join_motion(timeout=STOP_S)
+
+    def _wait(self) -> None:
+        """Until control is given back, if `end` has begun to."""
+        if self._ending:
+            self._ending = False
+            with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
+                self.robot.join_motion(timeout=STOP_S)
 
     def start_home(self) -> None:
         """Open the gripper and set off for the home position, slowly."""
@@ -386,6 +393,7 @@ class FrankaArm:
 
     def recover(self) -> tuple[str, ...]:
         """Clear the errors of robot and gripper, if there are any; returns what they were."""
+        self._wait()
         errors = in_words(self._read().current_errors)
         if self.gripper and self.gripper.error:
             errors = (*errors, self.gripper.error)
@@ -417,6 +425,7 @@ class FrankaArm:
         """Stop and let go."""
         try:
             self.end()
+            self._wait()
         finally:
             if self.gripper:
                 self.gripper.shut_down()

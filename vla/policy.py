@@ -129,9 +129,12 @@ class Policy:
     def actions(
         self, inputs: ModelInputs, temperature: float = 0.0, generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """Actions in the contract's units, float64 `[B, C, D]`; a model that regresses them has no temperature."""
+        """Actions in the contract's units, float64 `[B, C, D]`.
+
+        A model that regresses them has no temperature; one that begins from noise draws it with `generator`.
+        """
         if self.regresses:
-            return self.codec.denormalize(self.outputs(inputs).cpu().numpy())
+            return self.codec.denormalize(self.outputs(inputs, generator).cpu().numpy())
         return self.codec.decode(self.sample(inputs, temperature, generator).tokens.cpu().numpy())
 
     @property
@@ -145,11 +148,16 @@ class Policy:
         return bool(getattr(self.model, "autoregressive", False))
 
     @torch.no_grad()
-    def outputs(self, inputs: ModelInputs) -> torch.Tensor:
+    def outputs(self, inputs: ModelInputs, generator: torch.Generator | None = None) -> torch.Tensor:
         """What the model says, to compare it with another: normalised actions `[B, C, D]`, or logits of action tokens
-        `[B, C, D, bins]`, after tokens 0 if it is autoregressive."""
-        tokens = torch.zeros(len(inputs.tokens), *self.codec.action_shape, dtype=torch.int64, device=self.device)
-        return self._forward(inputs, actions=tokens).actions if self.regresses else self.logits(inputs, tokens)
+        `[B, C, D, bins]`, after tokens 0 if it is autoregressive. Without a generator the noise is always the same."""
+        count = len(inputs.tokens)
+        if not self.regresses:
+            return self.logits(inputs, torch.zeros(count, *self.codec.action_shape, dtype=torch.int64))
+        shape = getattr(self.model, "noise_shape", None)
+        generator = generator or torch.Generator().manual_seed(0)
+        noise = None if shape is None else torch.randn(count, *shape, generator=generator).to(self.device)
+        return torch.as_tensor(self._forward(inputs, noise=noise).actions)
 
     def probe(self) -> torch.Tensor:
         """`outputs` for a grey image, to compare the model with itself."""
@@ -210,9 +218,13 @@ class Policy:
             auxiliary,
         )
 
-    def _forward(self, inputs: ModelInputs, seen: Any = None, actions: torch.Tensor | None = None) -> Any:
-        """The model's output; `seen` and `actions` for models that want them."""
-        optional = {"seen": seen, "actions": actions if self.autoregressive else None}
+    def _forward(
+        self, inputs: ModelInputs, seen: Any = None, actions: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        """The model's output; `seen`, `actions` and `noise` for models that want them."""
+        given = actions.to(self.device) if self.autoregressive and actions is not None else None
+        optional = {"seen": seen, "actions": given, "noise": noise}
         output = self.model(*self._tensors(inputs), **{k: v for k, v in optional.items() if v is not None})
         if output.logits is not None:
             self._check(output.logits, len(inputs.tokens))

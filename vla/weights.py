@@ -58,7 +58,9 @@ def fill(
                     missing.discard(name)
         except SafetensorError as problem:
             raise error(Fault("WEIGHTS_DAMAGED", file.name, "a whole file", str(problem)[:160], remedy)) from problem
-    faults += [Fault("WEIGHTS_MISMATCH", name, "a tensor", "none", remedy) for name in sorted(missing)]
+    if not faults and missing:
+        found = f"none, and {len(missing)} are missing in all"
+        faults = [Fault("WEIGHTS_MISMATCH", sorted(missing)[0], "a tensor", found, remedy)]
     if faults:
         raise error(*faults[:SHOWN])
     model.to(device)

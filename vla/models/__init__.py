@@ -1,14 +1,14 @@
-"""Models by name. Adding one is a module with a config dataclass and a `build`, and a line in `REGISTRY`."""
+"""Models by name. Adding one is a module with a `build` or a class, and a line in `REGISTRY`."""
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from vla.errors import SimrealError
-from vla.models import nano, published
 
-REGISTRY: dict[str, Callable[..., nn.Module]] = {"nano": nano.build, "openvla": published.build}
+# Imported when it is needed: each brings its own part of transformers.
+REGISTRY = {"nano": "nano.build", "openvla": "published.build", "pi0": "pi0.Pi0"}
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:
@@ -16,4 +16,6 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     name = config.get("class")
     if name not in REGISTRY:
         raise SimrealError(f"unknown model class {name!r}; known: {', '.join(REGISTRY)}")
-    return REGISTRY[name](config)
+    module, _, builder = REGISTRY[name].partition(".")
+    model: nn.Module = getattr(import_module(f"vla.models.{module}"), builder)(config)
+    return model
