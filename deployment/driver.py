@@ -27,7 +27,7 @@ from vla.errors import Fault, SimrealError
 CONNECT_S = 15.0  # franky itself waits for ever for an arm that accepts the connection and says nothing
 REQUEST_S = 10.0
 AT_REST = 1e-3  # m/s and rad/s, of the reference
-SETTLED = 0.02  # rad/s, of the arm's joints
+SETTLED, SETTLED_S = 0.02, 0.1  # rad/s of the arm's joints, s
 SETTLE_S = 0.5  # after which an arm that does not settle on a reference at rest is let go nevertheless
 LIFE_S = 0.5  # without a sign of life for so long, a policy or a camera is not there
 
@@ -92,7 +92,7 @@ class Driver:
         self._commanded: Pose | None = None
         self._state: ArmState | None = None
         self._homing = self._held = self._let_go = self._over = False
-        self._rested = 0.0  # s for which the reference has been at rest
+        self._rested = self._settled = 0.0  # s for which the reference, and the arm, have been at rest
         self._last = 0.0
         self._thread = Thread(target=self._run, name="driver", daemon=True)
         self._connected: Future[None] = Future()
@@ -243,14 +243,16 @@ class Driver:
         assert self._executor is not None and self._target is not None
         dt = min(max(now - self._last, 0.2 * self.tick), 4 * self.tick)
         if status == "running":
-            self._held, self._rested = False, 0.0
+            self._held, self._rested, self._settled = False, 0.0, 0.0
             wanted = self._executor.reference(now + self.tick)
             self._target, self._commanded = slew.follow(wanted, dt), wanted.pose
         else:
             self._target, self._commanded = slew.brake(dt, self._target.gripper_open), slew.pose
             if _at_rest(self._target):
                 self._rested += dt
-                settled = np.abs(state.joint_velocities).max() < SETTLED or self._rested > SETTLE_S
+                # For a while: where an arm turns back, it is at rest for a moment.
+                self._settled = self._settled + dt if np.abs(state.joint_velocities).max() < SETTLED else 0.0
+                settled = self._settled > SETTLED_S or self._rested > SETTLE_S
                 self._let_go = status != "holding" and settled
                 if status == "holding" and not self._held:
                     self._executor.hold(slew.pose, self._target.gripper_open, now)
@@ -325,7 +327,8 @@ class Driver:
         self._slew = Slew(self.limits, pose)
         self._target, self._commanded = Reference(pose, np.zeros(3), np.zeros(3), gripper_open), pose
         self._executor = Executor(self.action, pose, gripper_open, now, self.config.executor)
-        self._held, self._let_go, self._last, self._rested = False, False, now, 0.0
+        self._held, self._let_go, self._last = False, False, now
+        self._rested = self._settled = 0.0
         while not self._chunks.empty():  # of an earlier time
             self._chunks.get_nowait()
         self.supervisor.start(now)

@@ -160,9 +160,10 @@ class Policy:
         return torch.as_tensor(self._forward(inputs, noise=noise).actions)
 
     def probe(self) -> torch.Tensor:
-        """`outputs` for a grey image, to compare the model with itself."""
+        """`outputs` for a grey image and one word, to compare the model with itself."""
         codec = self.codec
-        prompt = codec.tokenizer.encode(codec.inputs.instruction.forward("pick up the cube")).copy()
+        prompt = np.full(codec.tokenizer.length, codec.tokenizer.pad_id, np.int64)
+        prompt[-1] = 3  # of any vocabulary, after the special ones
         grey = np.full((1, *codec.image_shape), 128, np.uint8)
         return self.outputs(ModelInputs(grey, np.zeros((1, codec.contract.state_size), np.float32), prompt[None]))
 

@@ -29,7 +29,7 @@ def test_an_iteration_of_rl_on_an_imported_model(tmp_path: Path) -> None:
         "slots=4", "decisions=4", "lora.rank=4", "algorithm.minibatches=1", "algorithm.critic_iterations=0",
         "algorithm.train_vision=true",
     )  # fmt: skip
-    assert re.search(r"adapters are merged; what a test image gives deviates by [\d.e-]+", told), told
+    assert re.search(r"adapters are merged; the outputs of a test image deviate by [\d.e-]+", told), told
     before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("oft", "run/checkpoint"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

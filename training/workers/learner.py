@@ -413,7 +413,7 @@ def _critic(shape: RolloutShape) -> nn.Sequential:
 
 def _seeing(model: Any) -> list[nn.Parameter]:
     """What the auxiliary phase trains; nothing if the model has no auxiliary output."""
-    return list(model.seeing()) if hasattr(model, "seeing") else []
+    return [p for p in model.seeing() if p.requires_grad] if hasattr(model, "seeing") else []
 
 
 def _value_weight(weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
