@@ -29,6 +29,7 @@ REQUEST_S = 10.0
 AT_REST = 1e-3  # m/s and rad/s, of the reference
 SETTLED, SETTLED_S = 0.02, 0.1  # rad/s of the arm's joints, s
 SETTLE_S = 0.5  # after which an arm that does not settle on a reference at rest is let go nevertheless
+BRAKING_S = 0.8  # for which a request waits for an arm that still brakes
 LIFE_S = 0.5  # without a sign of life for so long, a policy or a camera is not there
 
 
@@ -162,6 +163,17 @@ class Driver:
     # In the driver's thread
 
     def _ask(self, request: Callable[[], str]) -> str:
+        """An arm that still brakes is waited for."""
+        end = time.monotonic() + BRAKING_S
+        while True:
+            try:
+                return self._ask_once(request)
+            except DriverError as error:
+                if error.code != "BRAKING" or time.monotonic() > end:
+                    raise
+            time.sleep(0.02)
+
+    def _ask_once(self, request: Callable[[], str]) -> str:
         answer: Future[str] = Future()
         self._requests.put((request, answer))
         try:
@@ -297,7 +309,7 @@ class Driver:
         if self.supervisor.status != "idle":
             return "it runs already"
         if self._slew is not None:
-            raise DriverError("the arm still brakes", code="RUNNING", remedy="Try again in a moment.")
+            raise DriverError("the arm still brakes", code="BRAKING", remedy="Try again in a moment.")
         if self._homing:
             raise DriverError("the arm is on its way home", code="HOMING", remedy="Start when it has arrived.")
         for camera in self.supervisor.cameras:
@@ -355,7 +367,7 @@ class Driver:
 
     def _reset(self) -> str:
         if self._slew is not None:
-            raise DriverError("the arm still brakes", code="RUNNING", remedy="Try again in a moment.")
+            raise DriverError("the arm still brakes", code="BRAKING", remedy="Try again in a moment.")
         fault = self.supervisor.fault
         assert self._arm is not None
         if fault is not None and fault.code == "ROBOT_SILENT":
