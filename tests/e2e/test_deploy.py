@@ -42,13 +42,13 @@ def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(
     assert until(lambda: conductor.status == "running", 2.0), conductor.status
     time.sleep(1.0)
     policy.send_signal(signal.SIGSTOP)
-    assert until(lambda: conductor.status == "holding", 1.5)
+    assert until(lambda: conductor.status == "holding", 1.5), conductor.status
     policy.send_signal(signal.SIGCONT)
-    assert until(lambda: conductor.status == "running", 2.0)
+    assert until(lambda: conductor.status == "running", 2.0), conductor.status
     time.sleep(0.5)
     policy.kill()
-    assert until(lambda: conductor.status == "holding", 1.5)
-    assert until(lambda: conductor.status == "fault", 3.0)
+    assert until(lambda: conductor.status == "holding", 1.5), conductor.status
+    assert until(lambda: conductor.status == "fault", 3.0), conductor.status
     refused, text = conductor.trigger("franka_node/start")
     assert not refused and "POLICY_SILENT" in text
     assert conductor.trigger("franka_node/reset_fault")[0] and until(lambda: conductor.status == "idle", 2.0)
