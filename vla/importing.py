@@ -78,6 +78,9 @@ class ImportConfig:
 
 def read(config: ImportConfig) -> Policy:
     """The policy of a published checkpoint. Raises PublishedError for what is missing, wrong or does not fit."""
+    if config.contract is not None and config.like is not None:
+        remedy = "Leave out one of them: like takes the contract of a bundle."
+        raise PublishedError(Fault("CONTRACT", "contract, like", "one of them", "both", remedy))
     root = locate(config.path)
     if not (root / "config.json").is_file():
         raise PublishedError(Fault("FILE_MISSING", str(root / "config.json"), "a file", "nothing", AGAIN))
@@ -253,6 +256,9 @@ def model_config(
     language = LlamaSizes(**{k: v for k, v in text.items() if k in known and v is not None})
     parallel = config.decoding == "parallel" or (config.decoding == "auto" and bool(parts))
     dim, state = len(entry["action"]["q01"]), "proprio_projector" in parts
+    if state and not entry.get("proprio"):
+        remedy = "Choose the data set that the projector was trained on."
+        raise PublishedError(Fault("PROPRIO", "unnorm_key", "statistics of proprio", "none", remedy))
     mean, std = _normalisation(root)
     chunk = config.chunk if parallel else 1
     return PublishedConfig(
@@ -299,8 +305,9 @@ def _columns(entry: dict[str, Any] | None) -> ArrayStatistics:
 
 def _tokenizer(root: Path, length: int) -> InstructionTokenizer:
     file = root / "tokenizer.json"
-    if not file.is_file():
-        raise PublishedError(Fault("FILE_MISSING", file.name, "a file", "nothing", AGAIN))
+    for needed in (file, root / "tokenizer_config.json"):
+        if not needed.is_file():
+            raise PublishedError(Fault("FILE_MISSING", needed.name, "a file", "nothing", AGAIN))
     special = schema.parse((root / "tokenizer_config.json").read_text(), "tokenizer_config.json", PublishedError)
     kinds = ("bos_token", "eos_token", "unk_token", "pad_token")
     named = {kind: special[kind] for kind in kinds if isinstance(special.get(kind), str)}

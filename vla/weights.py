@@ -19,12 +19,6 @@ def empty(build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def names(file: Path) -> list[str]:
-    """Of the tensors in a file."""
-    with safe_open(str(file), framework="pt") as opened:
-        return list(opened.keys())
-
-
 def fill(
     model: nn.Module, files: Sequence[Path], error: type[CodedError], remedy: str, device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None, stored: torch.dtype | None = None, elsewhere: Collection[str] = (),

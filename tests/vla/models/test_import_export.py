@@ -153,6 +153,10 @@ def test_statistics_that_are_not_there_are_told_with_those_that_are(folder: Path
 def test_paths_and_existing_folders(folder: Path, tmp_path: Path) -> None:
     assert codes(lambda: read(ImportConfig(str(tmp_path / "nowhere"), tmp_path / "b"))) == ("PATH",)
     assert codes(lambda: read(ImportConfig(str(tmp_path), tmp_path / "b"))) == ("FILE_MISSING",)
+    both = ImportConfig(str(folder), tmp_path / "b", contract=tmp_path / "c.json", like=tmp_path)
+    assert codes(lambda: read(both)) == ("CONTRACT",)
+    (folder / "tokenizer_config.json").unlink()
+    assert codes(lambda: read(ImportConfig(str(folder), tmp_path / "b", unnorm_key="bridge_orig"))) == ("FILE_MISSING",)
     (tmp_path / "bundle").mkdir()
     assert codes(lambda: import_(ImportConfig(str(folder), tmp_path / "bundle"))) == ("CHECKPOINT_EXISTS",)
     assert codes(lambda: export(ExportConfig(folder, tmp_path / "bundle"))) == ("OUT_EXISTS",)
