@@ -66,11 +66,6 @@ def attach(model: nn.Module, lora: Lora) -> int:
     return len(layers)
 
 
-def adapters(model: nn.Module) -> bool:
-    """Whether the model carries any."""
-    return any(isinstance(module, LoraLayer) for module in model.modules())
-
-
 def read(model: nn.Module, folder: str | Path) -> None:
     """Attach the adapter that peft wrote to a folder, old or new; it is not trained.
 
