@@ -169,7 +169,7 @@ def test_an_adapter_of_an_old_peft(
     deviation = lora.merge(policy.model, lambda: policy.logits(given, said))
     assert deviation is not None and deviation < 1e-4
     assert not any(".lora_" in name for name in policy.model.state_dict())
-    close("merged logits", policy.logits(given, said)[0].flip(-1), data["action_logits"])
+    close("merged logits", policy.logits(given, said)[0].flip(-1), data["action_logits"], 3e-5)  # rounded once more
 
 
 def test_the_top_token_is_the_last_before_the_padding_of_the_vocabulary(published: Published) -> None:
