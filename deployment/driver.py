@@ -254,24 +254,30 @@ class Driver:
         """The next reference: the executor's while the policy acts, else as quickly as allowed to rest."""
         assert self._executor is not None and self._target is not None
         dt = min(max(now - self._last, 0.2 * self.tick), 4 * self.tick)
+        resting = False
         if status == "running":
             self._held, self._rested, self._settled = False, 0.0, 0.0
             wanted = self._executor.reference(now + self.tick)
             self._target, self._commanded = slew.follow(wanted, dt), wanted.pose
         else:
-            self._target, self._commanded = slew.brake(dt, self._target.gripper_open), slew.pose
+            self._target = slew.brake(dt, self._target.gripper_open)
             if _at_rest(self._target):
                 self._rested += dt
                 # For a while: where an arm turns back, it is at rest for a moment.
                 self._settled = self._settled + dt if np.abs(state.joint_velocities).max() < SETTLED else 0.0
                 settled = self._settled > SETTLED_S or self._rested > SETTLE_S
                 self._let_go = status != "holding" and settled
-                if status == "holding" and not self._held:
+                if settled and status == "holding" and not self._held:
                     self._executor.hold(slew.pose, self._target.gripper_open, now)
                     self._held = True
+                resting = not settled
+            self._commanded = slew.pose
         if not self.config.dry_run:
             try:
-                arm.follow(self._target, dt)
+                if resting:
+                    self._target = slew.place(arm.rest(), self._target.gripper_open)
+                else:
+                    arm.follow(self._target, dt)
             except ArmError as error:
                 self._fail(error)
 

@@ -329,6 +329,22 @@ class FrankaArm:
         if self.gripper:
             self.gripper.command(reference.gripper_open)
 
+    def rest(self) -> Pose:
+        """Hold where the joints come to rest, in place of the end of a reference that they overshoot.
+
+        Their springs slow them down; a joint that its spring would pull back is held where it is, so that it does not
+        creep. Returns the tool's pose for the joints that are held. Raises ArmError if control was lost.
+        """
+        if not self.under_control or self._inverse is None:
+            raise self._lost()
+        raw, held = self._read(), self._inverse.joints
+        measured = np.array(raw.q)
+        turned = (held - measured) * np.array(raw.dq) > 0
+        held = np.where(turned, measured, held)
+        self._inverse.joints, self._velocities = held, np.zeros(7)
+        self._motion.set_reference(franky.JointReference(q=held, dq=np.zeros(7)))
+        return self._inverse.arm.pose(held)
+
     def _torques(self, raw: Any, velocities: np.ndarray, dt: float) -> np.ndarray:
         """What it takes to move the joints as wanted, `[7]` Nm: inertia and friction; the arm adds the rest itself.
 

@@ -30,6 +30,7 @@ class Limits:
     max_step_translation: of a row of a chunk, each component, m. max_step_rotation: rad.
     max_velocity: m/s. max_acceleration: m/s2. max_jerk: m/s3. max_angular_velocity: rad/s.
     max_angular_acceleration: rad/s2. max_angular_jerk: rad/s3. The arm overshoots what its motors can't do.
+    brake_acceleration: m/s2. brake_jerk: m/s3. Those of an arm that has to stop, where smoothness counts for less.
     joint_lower, joint_upper: positions that the arm can reach, rad. joint_margin: how far to stay away from them, rad.
     start_distance, start_angle: how far the first target may be from where the tool is, m and rad.
     """
@@ -44,6 +45,8 @@ class Limits:
     max_angular_velocity: float
     max_angular_acceleration: float
     max_angular_jerk: float
+    brake_acceleration: float
+    brake_jerk: float
     joint_lower: tuple[float, ...]
     joint_upper: tuple[float, ...]
     joint_margin: float = 0.1
@@ -262,28 +265,37 @@ class Slew:
         return self._move(
             self._spring(wanted.pose.position - self.pose.position, wanted.velocity, self.velocity),
             self._spring(turn.as_rotvec(), wanted.angular_velocity, self.angular_velocity),
-            dt, wanted.gripper_open,
+            self.limits.max_acceleration, self.limits.max_jerk, dt, wanted.gripper_open,
         )  # fmt: skip
 
     def brake(self, dt: float, gripper_open: bool) -> Reference:
         """Move for `dt` s, slowing down as quickly as allowed, wherever that ends."""
         limits = self.limits
         return self._move(
-            _braking(self.velocity, limits.max_acceleration, limits.max_jerk, dt),
+            _braking(self.velocity, limits.brake_acceleration, limits.brake_jerk, dt),
             _braking(self.angular_velocity, limits.max_angular_acceleration, limits.max_angular_jerk, dt),
-            dt, gripper_open,
+            limits.brake_acceleration, limits.brake_jerk, dt, gripper_open,
         )  # fmt: skip
+
+    def place(self, pose: Pose, gripper_open: bool) -> Reference:
+        """Be at rest at a pose: where an arm that was braked has come to rest."""
+        self.pose = pose
+        self.velocity, self.angular_velocity = np.zeros(3), np.zeros(3)
+        self._acceleration, self._angular_acceleration = np.zeros(3), np.zeros(3)
+        return Reference(pose, self.velocity, self.angular_velocity, gripper_open)
 
     def _spring(self, behind: np.ndarray, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Acceleration `[3]`."""
         return self.bandwidth**2 * behind + 2 * self.bandwidth * (self.lead * target - velocity)
 
-    def _move(self, linear: np.ndarray, angular: np.ndarray, dt: float, gripper_open: bool) -> Reference:
-        """With accelerations as near to those wanted as the limits allow."""
+    def _move(
+        self, linear: np.ndarray, angular: np.ndarray, strongest: float, jerk: float, dt: float, gripper_open: bool
+    ) -> Reference:
+        """With accelerations as near to those wanted as the bounds allow; `strongest` and `jerk` are linear ones."""
         limits = self.limits
         self._acceleration, self.velocity = _advance(
             linear, self._acceleration, self.velocity,
-            limits.max_jerk, limits.max_acceleration, limits.max_velocity, dt,
+            jerk, strongest, limits.max_velocity, dt,
         )  # fmt: skip
         self._angular_acceleration, self.angular_velocity = _advance(
             angular, self._angular_acceleration, self.angular_velocity,

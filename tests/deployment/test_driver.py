@@ -119,6 +119,20 @@ def test_chunks_move_the_arm_and_stop_lets_it_go(rig: Rig) -> None:
     assert max(rig.driver.timing.latency) < 0.5
 
 
+def test_an_arm_that_is_stopped_does_not_creep_back(rig: Rig) -> None:
+    returned = []
+    for direction in (1, -1):
+        rig.driver.start()
+        rig.move(0.5, (0.0, 0.4 * direction, 0.05 * direction))
+        begun = len(rig.cycles)
+        rig.driver.stop()
+        assert rig.still()
+        way = direction * np.array([cycle.state.pose.position[1] for cycle in rig.cycles[begun:]])
+        assert way[-1] - way[0] > 0.01  # it was moving
+        returned.append(way.max() - way[-1])
+    assert min(returned) < 3.5e-4, returned  # pulled back to the end of its reference it returns by 5e-4 m and more
+
+
 def test_start_is_refused_without_policy_or_camera(twin: TwinProcess, rig: Rig) -> None:
     time.sleep(0.6)
     assert refusal(rig.driver.start) == "CAMERA_SILENT"

@@ -15,7 +15,7 @@ from vla.types import ActionChunk
 
 LIMITS = Limits(
     workspace_low=(0.1, -0.4, 0.0), workspace_high=(0.8, 0.4, 0.6), max_step_translation=0.02, max_step_rotation=0.05,
-    max_velocity=0.7, max_acceleration=8.0, max_jerk=300.0,
+    max_velocity=0.7, max_acceleration=8.0, max_jerk=300.0, brake_acceleration=10.0, brake_jerk=500.0,
     max_angular_velocity=1.5, max_angular_acceleration=20.0, max_angular_jerk=1500.0,
     joint_lower=(-2.7,) * 7, joint_upper=(2.7,) * 7,
 )  # fmt: skip
@@ -200,8 +200,8 @@ def test_brake_stops_within_the_way_that_the_bounds_allow() -> None:
     begun, before, change = slew.pose.position[0], slew.velocity, np.zeros(3)
     for _ in range(40):
         slew.brake(dt, True)
-        assert np.linalg.norm(slew.velocity - before - change) <= LIMITS.max_jerk * dt**2 + 1e-9
+        assert np.linalg.norm(slew.velocity - before - change) <= LIMITS.brake_jerk * dt**2 + 1e-9
         before, change = slew.velocity, slew.velocity - before
     assert np.abs(slew.velocity).max() < 1e-9
-    way = speed / 2 * (speed / LIMITS.max_acceleration + LIMITS.max_acceleration / LIMITS.max_jerk)  # an S curve
+    way = speed / 2 * (speed / LIMITS.brake_acceleration + LIMITS.brake_acceleration / LIMITS.brake_jerk)  # an S curve
     assert slew.pose.position[0] - begun == pytest.approx(way, abs=4e-3)
