@@ -20,7 +20,7 @@ from vla.errors import CodedError, SimrealError
 from vla.exporting import ExportConfig, export
 from vla.importing import ImportConfig, import_, model_config, read
 from vla.models.published import assemble
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 from vla.types import Observation
 
 
@@ -76,12 +76,16 @@ def test_the_parts_of_oft_come_back_too(folder: Path, tmp_path: Path, reference:
         assert same({k.removeprefix("module."): v for k, v in back.items()}, own), file.name
 
 
-def test_a_bundle_acts_as_the_checkpoint(folder: Path, tmp_path: Path, numbers: Any, tasks: list[str]) -> None:
+@pytest.mark.parametrize("speedup", ["none", "graph"])
+def test_a_bundle_acts_as_the_checkpoint(
+    folder: Path, tmp_path: Path, numbers: Any, tasks: list[str], speedup: Speedup
+) -> None:
     import_(ImportConfig(str(folder), tmp_path / "bundle", unnorm_key="bridge_orig"))
     data = numbers("openvla")
     Image.fromarray(data["images"][1]).save(tmp_path / "A.png")
-    act(ActConfig(tmp_path / "bundle", (tmp_path / "A.png",), tasks[1], tmp_path / "act.json", dtype="float32"))
-    found = json.loads((tmp_path / "act.json").read_text())
+    out = tmp_path / "act.json"
+    act(ActConfig(tmp_path / "bundle", (tmp_path / "A.png",), tasks[1], out, dtype="float32", speedup=speedup))
+    found = json.loads(out.read_text())
     assert found["token_ids"] == data["1.action_token_ids"].tolist()
     assert np.allclose(found["actions"], data["1.actions"][None], atol=1e-6)
     assert np.allclose(np.array(found["logits"])[0, :, ::-1], data["1.action_logits"][0], atol=1e-4)
@@ -194,7 +198,7 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, tmp_path: Path, ref
 
 LOAD = """
 import resource, sys
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 from safetensors import safe_open
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 import torch, transformers.models.llama.modeling_llama
