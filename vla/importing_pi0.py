@@ -1,7 +1,7 @@
 """pi0's checkpoints for `vla import`: the layout of transformers' PI0 classes, which is also that of lerobot's weights.
 
 The tensors come in by transformers' own loading, which knows both ways of naming them. Mean and standard deviation of
-state and actions stand in the processor's processor_config.json; the base model has none, it needs another bundle's.
+state and actions are in the file of the processor; the base model has none, it needs another bundle's.
 """
 
 from dataclasses import fields
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from vla import schema, weights
@@ -27,7 +28,9 @@ from vla.transforms import ImageCheck, ImageResize, InstructionFormat, Standardi
 TEMPLATE = "{task}\n"
 N_BINS = 256  # without meaning: pi0 has no action tokens
 FOREIGN = ("unnorm_key", "adapter", "decoding", "chunk", "stop", "values")  # options that pi0 has no use for
-MOMENTS = ("state_mean", "state_std", "actions_mean", "actions_std")
+# In processor_config.json, and in lerobot's normaliser.
+MOMENTS = {"state_mean": "observation.state.mean", "state_std": "observation.state.std",
+           "actions_mean": "action.mean", "actions_std": "action.std"}  # fmt: skip
 
 
 def read_pi0(root: Path, source: dict[str, Any], config: ImportConfig) -> Policy:
@@ -43,7 +46,7 @@ def read_pi0(root: Path, source: dict[str, Any], config: ImportConfig) -> Policy
         statistics = read_statistics(config.like)
         contract = adopt(PolicyContract.read(config.like), settings.chunk_size, TEMPLATE, True)
     else:
-        statistics = _moments(root)
+        statistics = _moments(root, source)
         derived = derive(config, root.resolve().name, statistics, settings.chunk_size, TEMPLATE)
         contract = PolicyContract.read(config.contract) if config.contract else derived
     codec = _codec(contract, statistics, tokenizer, settings)
@@ -130,10 +133,19 @@ def _codec(contract: PolicyContract, statistics: Statistics, tokenizer: Instruct
     )  # fmt: skip
 
 
-def _moments(root: Path) -> Statistics:
-    """Mean and standard deviation in the processor's configuration."""
-    file = root / "processor_config.json"
-    data = schema.parse(file.read_text(), file.name, PublishedError) if file.is_file() else {}
+def _moments(root: Path, source: dict[str, Any]) -> Statistics:
+    """Mean and standard deviation, of transformers' processor or of lerobot's normaliser."""
+    mapping = source.get("normalization_mapping") or {}
+    other = {k: v for k, v in mapping.items() if k in ("STATE", "ACTION") and v != "MEAN_STD"}
+    if other:
+        remedy = "Only pi0's own normalisation is known."
+        raise PublishedError(Fault("NORMALISATION", "normalization_mapping", "MEAN_STD", str(other), remedy))
+    file, data = root / "processor_config.json", {}
+    if file.is_file():
+        data = schema.parse(file.read_text(), file.name, PublishedError)
+    for normaliser in root.glob("policy_preprocessor_step_*_normalizer_processor.safetensors"):
+        stored = load_file(normaliser)
+        data |= {own: stored[name].double().tolist() for own, name in MOMENTS.items() if name in stored}
     missing = [name for name in MOMENTS if not data.get(name)]
     if missing:
         remedy = "Set like to a bundle whose statistics are taken over, or write those of the training data there."

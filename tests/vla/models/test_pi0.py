@@ -161,7 +161,7 @@ def options(folder: Path, **changed: Any) -> ImportConfig:
 
 
 def as_lerobot(folder: Path) -> None:
-    """The names of lerobot's files: everything in `model`, tied embeddings as heads."""
+    """The names of lerobot's files: everything in `model`, tied embeddings as heads; a normaliser's statistics."""
     renamed = {}
     for name, value in load_file(folder / "model.safetensors").items():
         name = name.replace("language_model.model.", "language_model.")
@@ -170,6 +170,10 @@ def as_lerobot(folder: Path) -> None:
         renamed[f"model.{name}"] = value
     assert any("paligemma.lm_head" in name for name in renamed)
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "processor_config.json").unlink()
+    names = ("observation.state.mean", "observation.state.std", "action.mean", "action.std")
+    numbers = {name: torch.tensor(value) for name, value in zip(names, MOMENTS.values(), strict=True)}
+    save_file(numbers, folder / "policy_preprocessor_step_5_normalizer_processor.safetensors")
 
 
 @pytest.mark.parametrize("layout", ["transformers", "lerobot"])
@@ -180,6 +184,8 @@ def test_an_imported_checkpoint_has_its_tensors_and_a_bundle_keeps_them(
         as_lerobot(folder)
     import_(options(folder))
     policy = Policy.load(folder.parent / "bundle", None)
+    action = policy.codec.statistics.action
+    assert np.allclose([action.mean, action.std], [MOMENTS["actions_mean"], MOMENTS["actions_std"]])
     own, expected = policy.model.network.state_dict(), network.state_dict()
     assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in expected)
     policy.save(folder.parent / "again")
@@ -259,6 +265,9 @@ def damage(folder: Path, kind: str) -> dict[str, Any]:
         file.rename(folder / "pytorch_model.bin")
     elif kind == "tokenizer":
         (folder / "tokenizer.json").unlink()
+    elif kind == "quantiles":
+        data = json.loads((folder / "config.json").read_text()) | {"normalization_mapping": {"ACTION": "QUANTILES"}}
+        (folder / "config.json").write_text(json.dumps(data))
     return {"options": {"values": 1}, "wide": {"image_size": (28, 56)}}.get(kind, {})
 
 
@@ -267,7 +276,7 @@ def damage(folder: Path, kind: str) -> dict[str, Any]:
     [
         ("missing", "WEIGHTS_MISMATCH"), ("unknown", "WEIGHTS_MISMATCH"), ("shape", "WEIGHTS_MISMATCH"),
         ("cut", "WEIGHTS_DAMAGED"), ("pickle", "WEIGHTS_MISSING"), ("tokenizer", "FILE_MISSING"),
-        ("options", "OPTIONS"), ("wide", "IMAGE_SIZE"),
+        ("options", "OPTIONS"), ("wide", "IMAGE_SIZE"), ("quantiles", "NORMALISATION"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_is_damaged_or_used_wrongly_is_refused(folder: Path, kind: str, code: str) -> None:
