@@ -5,6 +5,7 @@ file or in shards with an index; OpenVLA-OFT adds `NAME--STEP_checkpoint.pt` for
 """
 
 import re
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from vla import checkpoint, lora, schema, weights
@@ -335,7 +337,9 @@ def import_(config: ImportConfig) -> None:
         remedy = "Choose another name, or set overwrite=true."
         raise PublishedError(Fault("CHECKPOINT_EXISTS", str(config.out), "a new folder", "an existing one", remedy))
     policy = read(config)
-    checkpoint.save(policy, config.out, overwrite=config.overwrite)
+    console = Console(stderr=True)
+    with console.status(f"writing {config.out}") if console.is_terminal else nullcontext():
+        checkpoint.save(policy, config.out, overwrite=config.overwrite)
     count = sum(p.numel() for p in policy.model.parameters())
     print(f"{config.out}: {count:,} parameters, statistics of {policy.provenance.config['unnorm_key']}")
     if config.contract is None and config.like is None:

@@ -1,6 +1,9 @@
 """Published checkpoints become bundles and come back the same, bit for bit; what is wrong is told before that."""
 
+import io
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -194,6 +197,23 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, tmp_path: Path, ref
     assert codes(lambda: read(config)) == ("ADAPTER_MISMATCH",)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert codes(lambda: read(config)) == ("ADAPTER_MISSING",)
+
+
+@pytest.mark.parametrize(("size", "at_terminal"), [(2**31, True), (2**31, False), (2**20, True)])
+def test_what_takes_long_is_shown_at_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, size: int, at_terminal: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with open(theirs, "w") if at_terminal else io.StringIO() as errors:
+        monkeypatch.setattr(sys, "stderr", errors)
+        assert list(weights.shown([1, 2, 3], "reading weights", size)) == [1, 2, 3]
+        print("end", file=errors, flush=True)
+        written = errors.getvalue() if isinstance(errors, io.StringIO) else ""
+        while "end" not in written:
+            written += os.read(ours, 4096).decode(errors="replace")
+    os.close(ours)
+    assert ("reading weights" in written) == (at_terminal and size > 2**30), written
 
 
 LOAD = """
