@@ -40,18 +40,18 @@ def read_pi0(root: Path, source: dict[str, Any], config: ImportConfig) -> Policy
     if told:
         remedy = "Leave them out; the chunk is the checkpoint's."
         raise PublishedError(Fault("OPTIONS", "options", f"none of {[*FOREIGN]} for pi0", str(told), remedy))
-    settings = network_config(source)
+    settings, name = network_config(source), Path(config.path).name
     tokenizer = read_tokenizer(root, config.prompt_length)
     if config.like is not None:
         statistics = read_statistics(config.like)
         contract = adopt(PolicyContract.read(config.like), settings.chunk_size, TEMPLATE, True)
     else:
         statistics = _moments(root, source)
-        derived = derive(config, root.resolve().name, statistics, settings.chunk_size, TEMPLATE)
+        derived = derive(config, name, statistics, settings.chunk_size, TEMPLATE)
         contract = PolicyContract.read(config.contract) if config.contract else derived
     codec = _codec(contract, statistics, tokenizer, settings)
     model = _model(root, settings, codec, config)
-    return Policy(codec, model, Provenance(config={"imported_from": config.path, "unnorm_key": root.resolve().name}))
+    return Policy(codec, model, Provenance(config={"imported_from": config.path, "unnorm_key": name}))
 
 
 def network_config(source: dict[str, Any]) -> Any:

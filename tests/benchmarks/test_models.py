@@ -28,4 +28,4 @@ def test_every_way_of_deciding_is_measured(tmp_path: Path) -> None:
     expected = [("decision", 1, "none"), ("decision", 1, "graph"), ("decision", 2, "none"), ("LoRA step", 1, "none")]
     for kind in ("OpenVLA", "OpenVLA-OFT"):
         assert [(r["what"], r["batch"], r["speedup"]) for r in rows if r["model"] == kind] == expected
-    assert all(0 < row["floor_ms"] and 0 < row["ms"] and row["flop"] > 1e6 for row in rows)
+    assert all(row["floor_ms"] > 0 and row["ms"] > 0 and row["flop"] > 1e6 for row in rows)

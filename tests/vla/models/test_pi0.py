@@ -195,6 +195,16 @@ def test_an_imported_checkpoint_has_its_tensors_and_a_bundle_keeps_them(
     assert all((folder.parent / "bundle" / n).read_text() == (folder.parent / "again" / n).read_text() for n in names)
 
 
+def test_edited_deviations_are_noticed(folder: Path) -> None:
+    import_(options(folder))
+    file = folder.parent / "bundle" / "transforms.json"
+    data = json.loads(file.read_text())
+    data["action"][0]["std"][0] *= 2
+    file.write_text(json.dumps(data))
+    with pytest.raises(CodedError, match="STATISTICS_TRANSFORM"):
+        Policy.load(folder.parent / "bundle", None)
+
+
 def test_it_acts_as_the_network_with_its_processor(folder: Path, network: Any, seen: Observation) -> None:
     import_(options(folder))
     policy = Policy.load(folder.parent / "bundle", None)
