@@ -129,9 +129,10 @@ def read_openvla(root: Path, source: dict[str, Any], config: ImportConfig) -> Po
     statistics = Statistics(_columns(entry["action"]), _columns(entry.get("proprio") if sizes.state_dim else None))
     if base is not None:
         contract = adopt(base, sizes.chunk, TEMPLATE, bool(sizes.state_dim))
+    elif config.contract is not None:
+        contract = PolicyContract.read(config.contract)
     else:
-        derived = derive(config, key, statistics, sizes.chunk, TEMPLATE)
-        contract = PolicyContract.read(config.contract) if config.contract else derived
+        contract = derive(config, key, statistics, sizes.chunk, TEMPLATE)
     size = (sizes.dino.image_size, sizes.dino.image_size)
     resize = size if {(c.height, c.width) for c in contract.cameras} != {size} else None
     codec = Codec.create(contract, statistics, tokenizer, sizes.n_bins, resize)

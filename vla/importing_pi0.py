@@ -47,8 +47,10 @@ def read_pi0(root: Path, source: dict[str, Any], config: ImportConfig) -> Policy
         contract = adopt(PolicyContract.read(config.like), settings.chunk_size, TEMPLATE, True)
     else:
         statistics = _moments(root, source)
-        derived = derive(config, name, statistics, settings.chunk_size, TEMPLATE)
-        contract = PolicyContract.read(config.contract) if config.contract else derived
+        if config.contract is not None:
+            contract = PolicyContract.read(config.contract)
+        else:
+            contract = derive(config, name, statistics, settings.chunk_size, TEMPLATE)
     codec = _codec(contract, statistics, tokenizer, settings)
     model = _model(root, settings, codec, config)
     return Policy(codec, model, Provenance(config={"imported_from": config.path, "unnorm_key": name}))

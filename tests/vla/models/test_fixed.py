@@ -33,7 +33,7 @@ def said(policy: Policy, inputs: ModelInputs) -> dict[str, Any]:
             "tokens": decision.tokens, "log-probabilities": decision.log_probs, "values": decision.values,
             "tokens drawn": drawn.tokens, "log-probabilities of tokens drawn": drawn.log_probs,
         }  # fmt: skip
-    return found
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
 
 def compare(policy: Policy, how: Speedup, inputs: Inputs, close: Close, limit: float) -> None:
