@@ -33,7 +33,7 @@ class ServeConfig:
     device: of torch, such as cpu or cuda.
     threads: of torch.
     speedup: for calls with one observation: graph (fixed shapes, CUDA graphs on a GPU), compile (torch.compile as well,
-        which takes minutes at the start), or none.
+        which takes long at the start), or none.
     """
 
     checkpoint: Path

@@ -111,7 +111,7 @@ class Policy:
     def speed_up(self, how: Speedup) -> "Policy":
         """Prepare to act on one observation at a time; returns itself. Not for training: the weights have to stay.
 
-        how: graph fixes the shapes, and a GPU then replays CUDA graphs; compile compiles them, too, which takes minutes
+        how: graph fixes the shapes, and a GPU then replays CUDA graphs; compile compiles them, too, which takes long
             at the first call; none takes it back.
         """
         self._fixed = None

@@ -21,7 +21,7 @@ Run = Callable[..., tuple[torch.Tensor | None, ...]]
 class FixedShapes:
     """A model without gradients, at the shapes of the inputs that it is made with; only those may come.
 
-    Without a GPU the shapes are fixed and no more. compiled: torch.compile as well, which takes minutes at 7B.
+    Without a GPU the shapes are fixed and no more. compiled: torch.compile as well, at the first call.
     The weights stay where they are: make another one after moving the model, or after attaching or merging adapters.
     """
 
