@@ -4,7 +4,7 @@ OpenVLA (autoregressive) and OpenVLA-OFT (a chunk of 8 in one pass) with random 
 batch sizes, and samples/s of a LoRA step. Beside each stands its floor: what its floating-point operations take at the
 rate of a large matrix product on this device, or what reading the weights takes at the rate of a large copy, whichever
 is more.
---size 7b takes 15 GB in bfloat16; tiny is that of the tests.
+--size 7b takes 15 GB in bfloat16; tiny is that of the tests. benchmarks/gpu/models.py has the defaults for a GPU.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -25,8 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla import lora
 from vla.models import action_tokens
+from vla.models.fixed import EAGER_CALLS, FixedShapes
 from vla.models.published import LlamaSizes, PublishedConfig, assemble
 from vla.models.vit import DINO, SIGLIP, ViTConfig
+from vla.policy import Speedup
 from vla.results import commit, machine, write_json
 
 PROMPT = 34  # tokens of an ordinary instruction
@@ -61,14 +63,14 @@ def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
 
 
 def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
-    """Of each repetition, after one to warm up."""
+    """Of each repetition, after those that compile and capture."""
     taken = []
-    for number in range(repeats + 1):
+    for number in range(-EAGER_CALLS, repeats + 1):
         begun = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if number:
+        if number > 0:
             taken.append(time.perf_counter() - begun)
     return taken
 
@@ -87,14 +89,15 @@ def draw(logits: torch.Tensor, index: int) -> torch.Tensor:
     return action_tokens.sample(logits, 1.0)
 
 
-def decision(model: Any, batch: int, device: torch.device) -> Callable[[], Any]:
+def decision(model: Any, batch: int, device: torch.device, speedup: Speedup) -> Callable[[], Any]:
     given = inputs(batch, device)
+    acting = model if speedup == "none" else FixedShapes(model, *given, compiled=speedup == "compile")
 
     @torch.no_grad()
     def run() -> Any:
         if model.autoregressive:
-            return model.decide(*given, draw)
-        return action_tokens.sample(model(*given).logits, 1.0)
+            return acting.decide(*given, draw)
+        return action_tokens.sample(acting.forward(*given).logits, 1.0)
 
     return run
 
@@ -128,40 +131,53 @@ def measure(arguments: argparse.Namespace, device: torch.device, dtype: torch.dt
         model = build(arguments.size, kind, device, dtype)
         weights = sum(p.nbytes for p in model.parameters())
         passes = model.layout.tokens if model.autoregressive else 1  # each reads the weights
-        work = [("decision", batch) for batch in arguments.batches]
-        for what, batch in track([*work, ("LoRA step", arguments.train_batch)], kind):
+        work = [
+            ("decision", batch, speedup)
+            for batch in arguments.batches
+            for speedup in (arguments.speedups if batch == 1 else ["none"])  # they are for acting
+        ]
+        for what, batch, speedup in track([*work, ("LoRA step", arguments.train_batch, "none")], kind):
             if what == "LoRA step":
                 model.checkpoint_gradients()
                 lora.attach(model, lora.Lora(rank=32))
-                run = step(model, batch, device)
+                run = plain = step(model, batch, device)
             else:
-                run = decision(model, batch, device)
-            count = operations(run)
+                plain = decision(model, batch, device, "none")
+                run = plain if speedup == "none" else decision(model, batch, device, speedup)
+            count = operations(plain)
             taken = seconds(run, device, arguments.repeats)
             floor = max(count / product, (passes if what == "decision" else 2) * weights / copy)
             actions = batch * model.layout.chunk
             rows.append(
                 {
-                    "model": kind, "what": what, "batch": batch, "ms": 1e3 * statistics.median(taken),
-                    "ms_range": [1e3 * min(taken), 1e3 * max(taken)], "flop": count, "floor_ms": 1e3 * floor,
+                    "model": kind, "what": what, "batch": batch, "speedup": speedup,
+                    "ms": 1e3 * statistics.median(taken), "ms_range": [1e3 * min(taken), 1e3 * max(taken)],
+                    "flop": count, "floor_ms": 1e3 * floor,
                     "over_floor": statistics.median(taken) / floor,
                     "per_s": (actions if what == "decision" else batch) / statistics.median(taken),
                 }
             )  # fmt: skip
-        del model, run
+        del model, run, plain
     return rows
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(
+    words: Sequence[str] | None = None, program: str = "benchmarks/models.py", defaults: Sequence[str] = ()
+) -> int:
+    """words: of the command line. program: the file that was called. defaults: words before those."""
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the result")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=[*SIZES], default="tiny")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on cpu, else bfloat16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument(
+        "--speedups", choices=get_args(Speedup), nargs="+", default=["none"], help="of decisions at batch 1"
+    )
     parser.add_argument("--train-batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args([*defaults, *words])
     device = torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     rows = measure(arguments, device, dtype)
@@ -169,15 +185,16 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments.out,
         {
             "size": arguments.size, "dtype": str(dtype).removeprefix("torch."), "rows": rows,
-            "command": shlex.join(["python", "benchmarks/models.py", *(words or sys.argv[1:])]),
+            "command": shlex.join(["python", program, *words]),
             "commit": commit(), "machine": machine("torch", "transformers", "peft"),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         },
     )  # fmt: skip
-    table = Table("model", "", "batch", "ms", "floor ms", "over floor", "actions/s, samples/s")
+    table = Table("model", "", "batch", "speedup", "ms", "floor ms", "over floor", "actions/s, samples/s")
     for row in rows:
         numbers = (row["ms"], row["floor_ms"], row["over_floor"], row["per_s"])
-        table.add_row(row["model"], row["what"], str(row["batch"]), *(f"{number:.4g}" for number in numbers))
+        what = (row["model"], row["what"], str(row["batch"]), row["speedup"])
+        table.add_row(*what, *(f"{number:.4g}" for number in numbers))
     Console().print(table)
     return 0
 

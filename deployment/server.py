@@ -19,7 +19,7 @@ from deployment import wire
 from deployment.inference import WARM_UP, blank_observation, failed
 from vla.cli import Command
 from vla.errors import SimrealError
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class ServeConfig:
     token: what clients have to show; by default the environment variable SIMREAL_TOKEN.
     device: of torch, such as cpu or cuda.
     threads: of torch.
+    speedup: for calls with one observation: graph (fixed shapes, CUDA graphs on a GPU), compile (torch.compile as well,
+        which takes long at the start), or none.
     """
 
     checkpoint: Path
@@ -40,6 +42,7 @@ class ServeConfig:
     token: str = ""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 1
+    speedup: Speedup = "none"
 
 
 class PolicyServer:
@@ -105,8 +108,7 @@ def _is_loopback(host: str) -> bool:
 def run(config: ServeConfig) -> None:
     """Load, warm up, serve."""
     torch.set_num_threads(config.threads)
-    policy = Policy.load(config.checkpoint, None, "vla serve")
-    policy.model.to(config.device)
+    policy = Policy.load(config.checkpoint, None, "vla serve", device=config.device).speed_up(config.speedup)
     blank = blank_observation(policy.contract, 0.0)
     for _ in range(WARM_UP):
         policy.act([blank])

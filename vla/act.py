@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vla.cli import Command
 from vla.errors import SimrealError
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 from vla.results import write_json
 from vla.types import Observation
 
@@ -26,6 +26,7 @@ class ActConfig:
     out: JSON file of the result.
     dtype: of the computation; auto takes that of the weights.
     device: cpu or cuda.
+    speedup: graph (fixed shapes, CUDA graphs on a GPU), compile (torch.compile as well), or none.
     temperature: 0 takes the most likely tokens.
     seed: of the draw at a higher temperature.
     """
@@ -37,6 +38,7 @@ class ActConfig:
     state: tuple[float, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
+    speedup: Speedup = "none"
     temperature: float = 0.0
     seed: int = 0
 
@@ -45,6 +47,7 @@ def act(config: ActConfig) -> None:
     """Run `vla act`."""
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     policy = Policy.load(config.checkpoint, None, "vla act", device=config.device, dtype=dtype)
+    policy.speed_up(config.speedup)
     inputs = policy.codec.encode([observation(policy, config)])
     prompt = policy.codec.inputs.instruction.forward(config.instruction)
     result: dict[str, Any] = {"instruction": config.instruction, "prompt": prompt, "dtype": config.dtype}

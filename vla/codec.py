@@ -20,6 +20,7 @@ from vla.transforms import (
     ImageResize,
     InstructionFormat,
     QuantileNormalize,
+    Standardize,
     UniformBins,
     run_forward,
     run_inverse,
@@ -226,6 +227,9 @@ def _inconsistent(codec: Codec) -> list[Fault]:
             if isinstance(step, QuantileNormalize):
                 expected = (columns.q01, columns.q99, columns.mask)
                 facts.append(("STATISTICS_TRANSFORM", where, expected, (step.q01, step.q99, step.mask)))
+            if isinstance(step, Standardize):
+                expected = (columns.mean, columns.std, columns.mask)
+                facts.append(("STATISTICS_TRANSFORM", where, expected, (step.mean, step.std, step.mask)))
     remedy = "Build the codec with Codec.create, or load an unchanged checkpoint."
     return [Fault(code, where, repr(want), repr(have), remedy) for code, where, want, have in facts if want != have]
 

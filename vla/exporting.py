@@ -17,6 +17,7 @@ from vla.importing import TOWERS
 from vla.models import published
 from vla.models.published import LlamaSizes, PublishedConfig, PublishedError
 from vla.policy import Policy, model_settings
+from vla.weights import shown
 
 SHARD_BYTES = 5 * 2**30
 
@@ -104,7 +105,7 @@ def _write_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:
         save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
         return
     where = {}
-    for number, shard in enumerate(shards, 1):
+    for number, shard in shown([*enumerate(shards, 1)], "writing", sum(t.nbytes for t in tensors.values())):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / name, metadata={"format": "pt"})
         where.update(dict.fromkeys(shard, name))

@@ -1,16 +1,19 @@
-"""`vla import`: OpenVLA's and OpenVLA-OFT's published checkpoints become bundles.
+"""`vla import`: published checkpoints become bundles: OpenVLA's and OpenVLA-OFT's here, others by `READERS`.
 
-The layout: config.json, preprocessor_config.json, dataset_statistics.json, the tokenizer, safetensors in one file or in
-shards with an index; OpenVLA-OFT adds `NAME--STEP_checkpoint.pt` for its head, its proprioception and FiLM.
+OpenVLA's layout: config.json, preprocessor_config.json, dataset_statistics.json, the tokenizer, safetensors in one
+file or in shards with an index; OpenVLA-OFT adds `NAME--STEP_checkpoint.pt` for its head, its proprioception and FiLM.
 """
 
 import re
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from vla import checkpoint, lora, schema, weights
@@ -31,6 +34,7 @@ TEMPLATE = "In: What action should the robot take to {task}?\nOut: "
 COMPONENTS = {"action_head": "action_head.", "proprio_projector": "proprio_projector.", "vision_backbone": ""}
 PICKLED = "Get the checkpoint as safetensors; pickled files are not read."
 AGAIN = "Download the checkpoint again, or correct the path."
+READERS = {"openvla": "vla.importing.read_openvla", "pi0": "vla.importing_pi0.read_pi0"}  # by config.json's type
 SLACK = 1e-3  # of the derived bounds of an action
 
 
@@ -85,13 +89,24 @@ def read(config: ImportConfig) -> Policy:
     if not (root / "config.json").is_file():
         raise PublishedError(Fault("FILE_MISSING", str(root / "config.json"), "a file", "nothing", AGAIN))
     source = schema.parse((root / "config.json").read_text(), "config.json", PublishedError)
+    kind = source.get("model_type") or source.get("type")
+    if kind not in READERS:
+        remedy = "Convert it with the code that made it, or add a reader to vla/importing.py."
+        raise PublishedError(Fault("MODEL_TYPE", "config.json: model_type", f"one of {[*READERS]}", repr(kind), remedy))
+    module, _, reader = READERS[kind].rpartition(".")
+    policy: Policy = getattr(import_module(module), reader)(root, source, config)
+    return policy
+
+
+def read_openvla(root: Path, source: dict[str, Any], config: ImportConfig) -> Policy:
+    """OpenVLA or OpenVLA-OFT. source: config.json."""
     parts = _components(root)
-    files = _weight_files(root)
+    files = weight_files(root)
     base = None
     if config.like is None:
         key, entry = _statistics(root, source, config.unnorm_key)
     else:
-        base, numbers = PolicyContract.read(config.like), _read_statistics(config.like)
+        base, numbers = PolicyContract.read(config.like), read_statistics(config.like)
         config = replace(config, cameras=tuple(camera.name for camera in base.cameras))
         key, entry = (
             str(base.instruction.task_set),
@@ -110,12 +125,14 @@ def read(config: ImportConfig) -> Policy:
     ignored = "vision_backbone." if sizes.film else None
     _put(model, parts, dtype)
     weights.fill(model, files, PublishedError, AGAIN, dtype=dtype, elsewhere=elsewhere, ignored=ignored)
-    tokenizer = _tokenizer(root, config.prompt_length)
+    tokenizer = read_tokenizer(root, config.prompt_length)
     statistics = Statistics(_columns(entry["action"]), _columns(entry.get("proprio") if sizes.state_dim else None))
     if base is not None:
-        contract = adopt(base, sizes)
+        contract = adopt(base, sizes.chunk, TEMPLATE, bool(sizes.state_dim))
+    elif config.contract is not None:
+        contract = PolicyContract.read(config.contract)
     else:
-        contract = PolicyContract.read(config.contract) if config.contract else derive(config, key, statistics, sizes)
+        contract = derive(config, key, statistics, sizes.chunk, TEMPLATE)
     size = (sizes.dino.image_size, sizes.dino.image_size)
     resize = size if {(c.height, c.width) for c in contract.cameras} != {size} else None
     codec = Codec.create(contract, statistics, tokenizer, sizes.n_bins, resize)
@@ -145,7 +162,7 @@ def locate(path: str) -> Path:
         raise PublishedError(Fault("HUB", path, "a repository of the hub", str(problem)[:200], remedy)) from problem
 
 
-def derive(config: ImportConfig, key: str, statistics: Statistics, sizes: PublishedConfig) -> PolicyContract:
+def derive(config: ImportConfig, key: str, statistics: Statistics, chunk: int, template: str) -> PolicyContract:
     """The contract that the checkpoint and the options imply."""
     height, width = config.image_size
     cameras = tuple(
@@ -157,30 +174,31 @@ def derive(config: ImportConfig, key: str, statistics: Statistics, sizes: Publis
     arm = len(largest) == 7
     action = ActionSemantics(
         "delta_ee" if arm else "joint", "euler_xyz" if arm else "none", "base",
-        float(largest[:3].max()), float(largest[3:-1].max()), config.rate_hz, sizes.chunk, dim=len(largest),
+        float(largest[:3].max()), float(largest[3:-1].max()), config.rate_hz, chunk, dim=len(largest),
     )  # fmt: skip
-    state = (StateField("proprio", (sizes.state_dim,), "as in the data set", "base"),) if sizes.state_dim else ()
+    size = statistics.state.size
+    state = (StateField("proprio", (size,), "as in the data set", "base"),) if size else ()
     return PolicyContract(
-        CONTRACT_VERSION, f"the robot of {key}", cameras, state, action, Instruction(TEMPLATE, key), statistics.hash
+        CONTRACT_VERSION, f"the robot of {key}", cameras, state, action, Instruction(template, key), statistics.hash
     )
 
 
-def adopt(base: PolicyContract, sizes: PublishedConfig) -> PolicyContract:
-    """Another policy's contract with this model's prompt and chunk, and without a state that it has no use for."""
+def adopt(base: PolicyContract, chunk: int, template: str, state: bool) -> PolicyContract:
+    """Another policy's contract with this model's prompt and chunk, and without a state if it has no use for one."""
     return replace(
-        base, state=base.state if sizes.state_dim else (), action=replace(base.action, chunk=sizes.chunk),
-        instruction=replace(base.instruction, template=TEMPLATE),
+        base, state=base.state if state else (), action=replace(base.action, chunk=chunk),
+        instruction=replace(base.instruction, template=template),
     )  # fmt: skip
 
 
-def _read_statistics(bundle: Path) -> Statistics:
+def read_statistics(bundle: Path) -> Statistics:
     file = bundle / "statistics.json"
     if not file.is_file():
         raise PublishedError(Fault("FILE_MISSING", str(file), "a file", "nothing", "Name the folder of a bundle."))
     return Statistics.from_json(file.read_text())
 
 
-def _weight_files(root: Path) -> list[Path]:
+def weight_files(root: Path) -> list[Path]:
     index = root / "model.safetensors.index.json"
     if index.is_file():
         named = sorted(set(schema.parse(index.read_text(), index.name, PublishedError)["weight_map"].values()))
@@ -303,7 +321,7 @@ def _columns(entry: dict[str, Any] | None) -> ArrayStatistics:
     return ArrayStatistics(**values, mask=mask)
 
 
-def _tokenizer(root: Path, length: int) -> InstructionTokenizer:
+def read_tokenizer(root: Path, length: int) -> InstructionTokenizer:
     file = root / "tokenizer.json"
     for needed in (file, root / "tokenizer_config.json"):
         if not needed.is_file():
@@ -320,7 +338,9 @@ def import_(config: ImportConfig) -> None:
         remedy = "Choose another name, or set overwrite=true."
         raise PublishedError(Fault("CHECKPOINT_EXISTS", str(config.out), "a new folder", "an existing one", remedy))
     policy = read(config)
-    checkpoint.save(policy, config.out, overwrite=config.overwrite)
+    console = Console(stderr=True)
+    with console.status(f"writing {config.out}") if console.is_terminal else nullcontext():
+        checkpoint.save(policy, config.out, overwrite=config.overwrite)
     count = sum(p.numel() for p in policy.model.parameters())
     print(f"{config.out}: {count:,} parameters, statistics of {policy.provenance.config['unnorm_key']}")
     if config.contract is None and config.like is None:
@@ -328,6 +348,6 @@ def import_(config: ImportConfig) -> None:
 
 
 command = Command(
-    name="import", help="Turn a published OpenVLA or OpenVLA-OFT checkpoint into a bundle.", schema=ImportConfig,
+    name="import", help="Turn a published checkpoint (OpenVLA, OpenVLA-OFT, pi0) into a bundle.", schema=ImportConfig,
     run=import_,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from vla.models import action_tokens
 from vla.statistics import Statistics
 from vla.tokenizer import InstructionTokenizer
 from vla.types import ActionChunk, ModelInputs, Observation
+
+Speedup = Literal["none", "graph", "compile"]
 
 
 class PolicyError(CodedError):
@@ -62,6 +64,7 @@ class Policy:
         self.codec = codec
         self.model = model
         self.provenance = provenance or Provenance()
+        self._fixed: Any = None  # the model with fixed shapes
         faults = _misfits(codec, model)
         if faults:
             raise PolicyError(*faults)
@@ -104,6 +107,24 @@ class Policy:
         from vla import checkpoint  # checkpoint imports this module
 
         checkpoint.save(self, folder, provenance)
+
+    def speed_up(self, how: Speedup) -> "Policy":
+        """Prepare to act on one observation at a time; returns itself. Not for training: the weights have to stay.
+
+        how: graph fixes the shapes, and a GPU then replays CUDA graphs; compile compiles them, too, which takes long
+            at the first call; none takes it back.
+        """
+        self._fixed = None
+        if how == "none":
+            return self
+        from vla.models.fixed import FixedShapes  # brings transformers
+        from vla.models.openvla import OpenVLA
+
+        if not isinstance(self.model, OpenVLA):
+            remedy = "Set speedup=none; only OpenVLA and its small sibling have fixed shapes."
+            raise PolicyError(Fault("SPEEDUP", "model", "an OpenVLA", type(self.model).__name__, remedy))
+        self._fixed = FixedShapes(self.model, *self._tensors(self._blank()), compiled=how == "compile")
+        return self
 
     @property
     def contract(self) -> PolicyContract:
@@ -161,11 +182,15 @@ class Policy:
 
     def probe(self) -> torch.Tensor:
         """`outputs` for a grey image and one word, to compare the model with itself."""
+        return self.outputs(self._blank())
+
+    def _blank(self) -> ModelInputs:
+        """A grey image and one word."""
         codec = self.codec
         prompt = np.full(codec.tokenizer.length, codec.tokenizer.pad_id, np.int64)
         prompt[-1] = 3  # of any vocabulary, after the special ones
         grey = np.full((1, *codec.image_shape), 128, np.uint8)
-        return self.outputs(ModelInputs(grey, np.zeros((1, codec.contract.state_size), np.float32), prompt[None]))
+        return ModelInputs(grey, np.zeros((1, codec.contract.state_size), np.float32), prompt[None])
 
     @torch.no_grad()
     def logits(self, inputs: ModelInputs, tokens: torch.Tensor) -> torch.Tensor:
@@ -226,7 +251,10 @@ class Policy:
         """The model's output; `seen`, `actions` and `noise` for models that want them."""
         given = actions.to(self.device) if self.autoregressive and actions is not None else None
         optional = {"seen": seen, "actions": given, "noise": noise}
-        output = self.model(*self._tensors(inputs), **{k: v for k, v in optional.items() if v is not None})
+        wanted = {k: v for k, v in optional.items() if v is not None}
+        tensors = self._tensors(inputs)
+        fixed = None if wanted else self._fixed_for(tensors)
+        output = fixed.forward(*tensors) if fixed is not None else self.model(*tensors, **wanted)
         if output.logits is not None:
             self._check(output.logits, len(inputs.tokens))
         return output
@@ -240,10 +268,16 @@ class Policy:
         def draw(logits: torch.Tensor, index: int) -> torch.Tensor:
             return action_tokens.sample(logits, temperature, generator, None if given is None else given[:, index])
 
-        model: Any = self.model
-        tokens, output = model.decide(*self._tensors(inputs), draw)
+        tensors = self._tensors(inputs)
+        model: Any = self._fixed_for(tensors) or self.model
+        tokens, output = model.decide(*tensors, draw)
         self._check(output.logits, len(inputs.tokens))
         return tokens, output
+
+    def _fixed_for(self, tensors: tuple[torch.Tensor, ...]) -> Any:
+        """The model with fixed shapes, if there is one for these inputs and no gradients are asked for."""
+        fits = self._fixed is not None and not torch.is_grad_enabled() and self._fixed.takes(*tensors)
+        return self._fixed if fits else None
 
     def _tensors(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images, state and tokens on the model's device."""

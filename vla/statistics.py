@@ -11,6 +11,8 @@ import numpy as np
 from vla import schema
 from vla.errors import CodedError, Fault
 
+NORMAL_Q99 = 2.3263478740408408  # standard deviations below which a normal distribution has 99 %
+
 
 class StatisticsError(CodedError):
     """The statistics are malformed or can't be computed from the data given."""
@@ -90,6 +92,13 @@ class ArrayStatistics:
         mean, std = (lower + upper) / 2, (upper - lower) / 12**0.5
         bounds = (tuple(lower), tuple(upper))
         return ArrayStatistics(*bounds, tuple(mean), tuple(std), *bounds, (True,) * len(lower))
+
+    @staticmethod
+    def from_moments(mean: Sequence[float], std: Sequence[float]) -> "ArrayStatistics":
+        """Of a normal distribution, where nothing else is known: its quantiles also stand for minimum and maximum."""
+        centre, reach = np.asarray(mean, np.float64), NORMAL_Q99 * np.asarray(std, np.float64)
+        bounds = (tuple(centre - reach), tuple(centre + reach))
+        return ArrayStatistics(*bounds, tuple(mean), tuple(std), *bounds, (True,) * len(mean))
 
 
 @dataclass(frozen=True)

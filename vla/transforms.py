@@ -107,6 +107,34 @@ def _columns(transform: QuantileNormalize) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 @dataclass(frozen=True)
+class Standardize:
+    """(x - mean) / (std + 1e-8) where the mask is True, as pi0's processors do; other columns stay as they are."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mask: tuple[bool, ...]
+    kind: ClassVar[Kind] = "bijective"
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == len(self.mask) > 0 or not all(s >= 0 for s in self.std):
+            found, remedy = f"{self.mean}, {self.std}", "Build it from statistics with Standardize.of."
+            raise TransformError(Fault("DEVIATIONS", "Standardize", "std >= 0, of one size with mean", found, remedy))
+
+    @staticmethod
+    def of(statistics: ArrayStatistics) -> "Standardize":
+        return Standardize(statistics.mean, statistics.std, statistics.mask)
+
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self.mask, (values - np.array(self.mean)) / (np.array(self.std) + 1e-8), values)
+
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self.mask, values * (np.array(self.std) + 1e-8) + np.array(self.mean), values)
+
+    def probes(self) -> np.ndarray:
+        return np.array(self.mean) + np.linspace(-2.0, 2.0, 7)[:, None] * np.array(self.std)
+
+
+@dataclass(frozen=True)
 class UniformBins:
     """Values in [-1, 1] <-> action tokens 0 .. n_bins - 1, as OpenVLA does (arXiv 2406.09246).
 
@@ -194,7 +222,8 @@ class InstructionFormat:
 
 
 REGISTRY: dict[str, type] = {
-    cls.__name__: cls for cls in (QuantileNormalize, UniformBins, ImageCheck, ImageResize, InstructionFormat)
+    cls.__name__: cls
+    for cls in (QuantileNormalize, Standardize, UniformBins, ImageCheck, ImageResize, InstructionFormat)
 }
 
 

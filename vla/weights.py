@@ -1,16 +1,22 @@
 """Weights from safetensors files into a model, tensor by tensor: there is never a second copy of them."""
 
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vla.errors import CodedError, Fault
 
 SHOWN = 5  # faults of one kind that are told
+LARGE = 2**30  # bytes from which on moving them is shown
+T = TypeVar("T")
 
 
 def empty(build: Callable[[], nn.Module]) -> nn.Module:
@@ -35,7 +41,7 @@ def fill(
     for file in files:
         try:
             with safe_open(str(file), framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118, not a dict
+                for name in shown(list(opened.keys()), f"reading {file.name}", file.stat().st_size):
                     if ignored is not None and name.startswith(ignored):
                         continue
                     part = opened.get_slice(name)
@@ -58,6 +64,12 @@ def fill(
     if faults:
         raise error(*faults[:SHOWN])
     model.to(device)
+
+
+def shown(items: Sequence[T], text: str, size: int) -> Iterable[T]:
+    """The items, with a progress bar if there are many bytes to move (size) and somebody is at the terminal."""
+    quiet = size < LARGE or not sys.stderr.isatty()
+    return track(items, text, console=Console(stderr=True), transient=True, disable=quiet)
 
 
 def persistent(model: nn.Module) -> dict[str, torch.Tensor]:

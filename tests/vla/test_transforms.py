@@ -12,6 +12,7 @@ from vla.transforms import (
     ImageResize,
     InstructionFormat,
     QuantileNormalize,
+    Standardize,
     TransformError,
     UniformBins,
     from_data,
@@ -29,6 +30,19 @@ def test_quantiles_go_to_plus_and_minus_one() -> None:
     values = np.array([[-2.0, 5.0], [4.0, -5.0], [1.0, 0.3], [9.0, 7.0]])
     assert step.forward(values).tolist() == [[-1.0, 5.0], [1.0, -5.0], [0.0, 0.3], [1.0, 7.0]]
     assert step.inverse(step.forward(values[:3])).tolist() == values[:3].tolist()
+
+
+def test_moments_go_to_zero_and_one() -> None:
+    step = Standardize((0.5, 3.0), (0.1, 2.0), (True, False))
+    values = np.array([[0.5, 5.0], [0.6, -5.0], [0.2, 0.3]])
+    np.testing.assert_allclose(step.forward(values), [[0.0, 5.0], [1.0, -5.0], [-3.0, 0.3]], atol=1e-6)
+    np.testing.assert_allclose(step.inverse(step.forward(values)), values, rtol=1e-12)
+    normal = ArrayStatistics.from_moments((0.5,), (0.1,))
+    assert Standardize.of(normal) == Standardize((0.5,), (0.1,), (True,))
+    drawn = np.random.default_rng(0).normal(0.5, 0.1, 100_000)
+    np.testing.assert_allclose([normal.q01[0], normal.q99[0]], np.quantile(drawn, (0.01, 0.99)), atol=3e-3)
+    with pytest.raises(TransformError, match="std >= 0"):
+        Standardize((0.5,), (-0.1,), (True,))
 
 
 def test_kind_says_what_can_be_undone() -> None:
@@ -99,6 +113,7 @@ def test_instruction_format() -> None:
 
 TRANSFORMS = (
     QuantileNormalize((-0.1, 0.3), (0.7, 0.3), (True, False), clip=False),
+    Standardize((0.1, 0.2), (0.3, 0.0), (True, False)),
     UniformBins(256),
     ImageCheck(64, 64),
     ImageResize(224, 224),

@@ -144,8 +144,8 @@ class OpenVLA(nn.Module):
         words = self.trunk.embed_tokens(tokens)
         total, count = (words * valid[..., None]).sum(1), valid.sum(1, keepdim=True)
         if self.layout.film_around:
-            around = self.trunk.embed_tokens(tokens.new_tensor([BOS, STOP]))
-            total, count = total + around.sum(0), count + 2
+            around = [self.trunk.embed_tokens(tokens.new_full((1,), word)) for word in (BOS, STOP)]
+            total, count = total + (around[0] + around[1]), count + 2
         seen, points = self.vision_backbone(images, total / count.clamp(min=1))
         return Seen(seen, self.locator.locate(points, state) if self.locator is not None else None)
 
@@ -184,19 +184,23 @@ class OpenVLA(nn.Module):
         seen: what `see` returned for these inputs, to spare looking again.
         actions: tokens `[B, C, D]` whose probabilities are asked for; an autoregressive model needs them.
         """
-        prompt, present, auxiliary = self._prompt(images, state, tokens, positions, seen)
+        prompt, present, auxiliary = self.prompt(images, state, self._cut(tokens), positions, seen)
         batch, count = len(tokens), self.layout.tokens
         if self.layout.autoregressive:
             if actions is None:
                 raise ValueError("an autoregressive model decides with `decide`; `forward` wants the actions it made")
-            said = self._embed(actions.reshape(batch, -1)[:, :-1])
+            said = self.embed(actions.reshape(batch, -1)[:, :-1])
             hidden = self._run(torch.cat([prompt, said], 1), _grown(present, count - 1))[:, -count:]
-        else:
-            blanks = self._placeholders(prompt)
-            steps = blanks.shape[1] - self.layout.stop
-            hidden = self._run(torch.cat([prompt, blanks], 1), _grown(present, blanks.shape[1]))
-            start = prompt.shape[1] - 1
-            hidden = hidden[:, start : start + steps]  # read from the last prompt token on
+            return self._read(hidden, hidden[:, 0], auxiliary)
+        return self.answer(prompt, present, auxiliary)
+
+    def answer(self, prompt: torch.Tensor, present: torch.Tensor, auxiliary: torch.Tensor | None) -> VLAOutput:
+        """The pass of parallel decoding, after what `prompt` returned."""
+        blanks = self._placeholders(prompt)
+        steps = blanks.shape[1] - self.layout.stop
+        hidden = self._run(torch.cat([prompt, blanks], 1), _grown(present, blanks.shape[1]))
+        start = prompt.shape[1] - 1
+        hidden = hidden[:, start : start + steps]  # read from the last prompt token on
         return self._read(hidden, hidden[:, 0], auxiliary)
 
     def decide(
@@ -206,30 +210,35 @@ class OpenVLA(nn.Module):
 
         Arguments as in `forward`. draw: takes logits `[B, bins]` and an action token's index; returns tokens `[B]`.
         """
-        x, present, auxiliary = self._prompt(images, state, tokens, None, None)
+        x, present, auxiliary = self.prompt(images, state, self._cut(tokens))
         cache, said, logits, summary = DynamicCache(config=self.trunk.config), [], [], None
         for index in range(self.layout.tokens):
             hidden = self._run(x, present, cache)[:, -1:]
             summary = hidden[:, 0] if summary is None else summary
-            logits.append(self._logits(hidden))
+            logits.append(self.logits(hidden))
             said.append(draw(logits[-1][:, 0], index))
-            x, present = self._embed(said[-1][:, None]), _grown(present, 1)
+            x, present = self.embed(said[-1][:, None]), _grown(present, 1)
         assert summary is not None
         shape = (len(tokens), *self._shape)
-        output = VLAOutput(torch.cat(logits, 1).reshape(*shape, -1), self._values(summary), auxiliary)
+        output = VLAOutput(torch.cat(logits, 1).reshape(*shape, -1), self.values(summary), auxiliary)
         return torch.stack(said, 1).reshape(shape), output
 
     @property
     def _shape(self) -> tuple[int, int]:
         return self.layout.chunk, self.layout.action_dim
 
-    def _prompt(
-        self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor | None,
-        seen: Seen | None,
+    def _cut(self, tokens: torch.Tensor) -> torch.Tensor:
+        """To the batch's longest prompt: padding is on the left, so cutting it changes nothing else."""
+        return tokens[:, -max(1, int((tokens != self.layout.pad).sum(1).max())) :]
+
+    def prompt(
+        self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor | None = None,
+        seen: Seen | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        """Embeddings `[B, S, h]` up to the last prompt token, which are there `[B, S]`, and the auxiliary output."""
-        # The batch's longest prompt sets the length: padding is on the left, so cutting it changes nothing else.
-        tokens = tokens[:, -max(1, int((tokens != self.layout.pad).sum(1).max())) :]
+        """Embeddings `[B, S, h]` up to the last prompt token, which are there `[B, S]`, and the auxiliary output.
+
+        Arguments as in `forward`.
+        """
         vision, auxiliary = seen or self.see(images, state, tokens)
         embed = self.trunk.embed_tokens
         words, valid = embed(tokens), tokens != self.layout.pad
@@ -258,37 +267,43 @@ class OpenVLA(nn.Module):
     def _run(self, x: torch.Tensor, present: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Hidden states `[B, S, h]` after the last norm; present: `[B, T]`, with what the cache holds."""
         where = (present.long().cumsum(1) - 1).clamp(min=0)[:, -x.shape[1] :]
-        if self.layout.autoregressive:
-            mask, causal = present.long(), True
-        else:
-            mask, causal = present[:, None, None, :].expand(-1, 1, x.shape[1], -1), False
+        parallel = not self.layout.autoregressive
+        mask = present[:, None, None, :].expand(-1, 1, x.shape[1], -1) if parallel else present.long()
+        return self.hidden(x, mask, where, cache)
+
+    def hidden(self, x: torch.Tensor, mask: torch.Tensor, where: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Hidden states `[B, S, h]` after the last norm.
+
+        mask: `[B, T]` of what is there, with what the cache holds, or bool `[B, 1, S, T]` of who attends to whom.
+        where: positions `[B, S]`.
+        """
         return self.trunk(
             inputs_embeds=x, attention_mask=mask, position_ids=where, past_key_values=cache,
-            use_cache=cache is not None, is_causal=causal,
+            use_cache=cache is not None, is_causal=self.layout.autoregressive,
         ).last_hidden_state  # fmt: skip
 
-    def _embed(self, actions: torch.Tensor) -> torch.Tensor:
+    def embed(self, actions: torch.Tensor) -> torch.Tensor:
         """Embeddings of action tokens `[B, n]`."""
         return self.trunk.embed_tokens(self.top_id - actions)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 `[B, n, bins]` at the action positions alone, of the action tokens' rows alone."""
         if self.action_head is not None:
             return self.action_head(hidden).float().flatten(1, 2)
         low = self.top_id + 1 - self.layout.n_bins
         return rows_of(self.language_model.lm_head, hidden, low, self.top_id + 1).float().flip(-1)
 
-    def _values(self, summary: torch.Tensor) -> torch.Tensor:
+    def values(self, summary: torch.Tensor) -> torch.Tensor:
         """`[B, V]` from the hidden states of the last prompt tokens."""
         if self.value_head is None:
             return summary.new_zeros(len(summary), 0).float()
         return self.value_head(summary.detach() if self.detach_value else summary).float()
 
     def _read(self, hidden: torch.Tensor, summary: torch.Tensor, auxiliary: torch.Tensor | None) -> VLAOutput:
-        values = self._values(summary)
+        values = self.values(summary)
         if self.regresses and self.action_head is not None:
             return VLAOutput(None, values, auxiliary, self.action_head(hidden))
-        return VLAOutput(self._logits(hidden).reshape(len(hidden), *self._shape, -1), values, auxiliary)
+        return VLAOutput(self.logits(hidden).reshape(len(hidden), *self._shape, -1), values, auxiliary)
 
 
 def _grown(present: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Published checkpoints become bundles and come back the same, bit for bit; what is wrong is told before that."""
 
+import io
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from vla.errors import CodedError, SimrealError
 from vla.exporting import ExportConfig, export
 from vla.importing import ImportConfig, import_, model_config, read
 from vla.models.published import assemble
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 from vla.types import Observation
 
 
@@ -76,12 +79,16 @@ def test_the_parts_of_oft_come_back_too(folder: Path, tmp_path: Path, reference:
         assert same({k.removeprefix("module."): v for k, v in back.items()}, own), file.name
 
 
-def test_a_bundle_acts_as_the_checkpoint(folder: Path, tmp_path: Path, numbers: Any, tasks: list[str]) -> None:
+@pytest.mark.parametrize("speedup", ["none", "graph"])
+def test_a_bundle_acts_as_the_checkpoint(
+    folder: Path, tmp_path: Path, numbers: Any, tasks: list[str], speedup: Speedup
+) -> None:
     import_(ImportConfig(str(folder), tmp_path / "bundle", unnorm_key="bridge_orig"))
     data = numbers("openvla")
     Image.fromarray(data["images"][1]).save(tmp_path / "A.png")
-    act(ActConfig(tmp_path / "bundle", (tmp_path / "A.png",), tasks[1], tmp_path / "act.json", dtype="float32"))
-    found = json.loads((tmp_path / "act.json").read_text())
+    out = tmp_path / "act.json"
+    act(ActConfig(tmp_path / "bundle", (tmp_path / "A.png",), tasks[1], out, dtype="float32", speedup=speedup))
+    found = json.loads(out.read_text())
     assert found["token_ids"] == data["1.action_token_ids"].tolist()
     assert np.allclose(found["actions"], data["1.actions"][None], atol=1e-6)
     assert np.allclose(np.array(found["logits"])[0, :, ::-1], data["1.action_logits"][0], atol=1e-4)
@@ -155,6 +162,9 @@ def test_paths_and_existing_folders(folder: Path, tmp_path: Path) -> None:
     assert codes(lambda: read(ImportConfig(str(tmp_path), tmp_path / "b"))) == ("FILE_MISSING",)
     both = ImportConfig(str(folder), tmp_path / "b", contract=tmp_path / "c.json", like=tmp_path)
     assert codes(lambda: read(both)) == ("CONTRACT",)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    assert codes(lambda: read(ImportConfig(str(tmp_path), tmp_path / "b"))) == ("MODEL_TYPE",)
     (folder / "tokenizer_config.json").unlink()
     assert codes(lambda: read(ImportConfig(str(folder), tmp_path / "b", unnorm_key="bridge_orig"))) == ("FILE_MISSING",)
     (tmp_path / "bundle").mkdir()
@@ -192,9 +202,26 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, tmp_path: Path, ref
     assert codes(lambda: read(config)) == ("ADAPTER_MISSING",)
 
 
+@pytest.mark.parametrize(("size", "at_terminal"), [(2**31, True), (2**31, False), (2**20, True)])
+def test_what_takes_long_is_shown_at_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, size: int, at_terminal: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with open(theirs, "w") if at_terminal else io.StringIO() as errors:
+        monkeypatch.setattr(sys, "stderr", errors)
+        assert list(weights.shown([1, 2, 3], "reading weights", size)) == [1, 2, 3]
+        print("end", file=errors, flush=True)
+        written = errors.getvalue() if isinstance(errors, io.StringIO) else ""
+        while "end" not in written:
+            written += os.read(ours, 4096).decode(errors="replace")
+    os.close(ours)
+    assert ("reading weights" in written) == (at_terminal and size > 2**30), written
+
+
 LOAD = """
 import resource, sys
-from vla.policy import Policy
+from vla.policy import Policy, Speedup
 from safetensors import safe_open
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 import torch, transformers.models.llama.modeling_llama

@@ -42,6 +42,9 @@ PARAMETERS = (
               0.05, 10.0),
     Parameter("limit_s", 0.1, "A call of the policy that takes longer counts as hung, s.", 0.01, 10.0),
     Parameter("threads", 1, "Threads of torch.", 1, 256),
+    Parameter("device", "cpu", "Where the policy runs in this node: cpu or cuda."),
+    Parameter("speedup", "none", "Fixed shapes (CUDA graphs on a GPU), compiled or not.",
+              choices=("none", "graph", "compile")),
     Parameter("autostart", True, "Configure and activate without being told to."),
 )  # fmt: skip
 
@@ -106,7 +109,8 @@ class PolicyNode(ManagedNode):
             token = read(self, "token") or os.environ.get("SIMREAL_TOKEN", "")
             actor: Any = RemotePolicy(server, token)
         elif folder:
-            actor = Policy.load(Path(folder).expanduser(), None, "policy_node")
+            loaded = Policy.load(Path(folder).expanduser(), None, "policy_node", device=read(self, "device"))
+            actor = loaded.speed_up(read(self, "speedup"))
         else:
             raise SimrealError(
                 "there is no policy", code="NO_CHECKPOINT", remedy="Set the parameter checkpoint, or server."
