@@ -13,22 +13,12 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from vla.models.base import VLAOutput
 from vla.models.heads import L1Head, mlp, rows_of
 from vla.models.vit import VisionTransformer
 
 BOS, STOP = 1, 2
 Draw = Callable[[torch.Tensor, int], torch.Tensor]
-
-
-class VLAOutput(NamedTuple):
-    """logits: float32 `[B, C, D, bins]`, or None with a regression head; values: float32 `[B, V]`; auxiliary: `[B, A]`
-    or None. actions: normalised `[B, C, D]` of a regression head, or None.
-    """
-
-    logits: torch.Tensor | None
-    values: torch.Tensor
-    auxiliary: torch.Tensor | None = None
-    actions: torch.Tensor | None = None
 
 
 class Seen(NamedTuple):
@@ -156,12 +146,13 @@ class OpenVLA(nn.Module):
             raise ValueError("this model has no auxiliary output: auxiliary is 0")
         return located
 
-    def seeing(self) -> list[nn.Parameter]:
-        """What the auxiliary output depends on, the word embeddings left out; empty if there is none."""
+    def seeing(self, words: bool = False) -> list[nn.Parameter]:
+        """What the auxiliary output depends on, with or without the word embeddings; empty if there is none."""
         if self.locator is None:
             return []
+        embeddings = [self.trunk.embed_tokens.weight] if words else []
         towers = [p for n, p in self.vision_backbone.named_parameters() if "_token." not in n]
-        return [*towers, *self.locator.parameters()]
+        return [*embeddings, *towers, *self.locator.parameters()]
 
     def behind_seen(self) -> list[nn.Parameter]:
         """What `forward` uses when it is given `seen`."""
