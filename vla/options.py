@@ -106,6 +106,16 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     return "valid names: " + ", ".join(sorted(valid))
 
 
+def aliases(schema: type) -> dict[str, str]:
+    """Names under which an option may be looked for, its field's metadata `also`, -> the option and its meaning."""
+    docs = option_docs(schema)
+    return {
+        name: f"'{field.name}' ({docs.get(field.name, '').rstrip('.')})"
+        for field in _init_fields(schema)
+        for name in field.metadata.get("also", ())
+    }
+
+
 def component_class(hint: Any, data: Mapping[str, Any]) -> type | None:
     """The dataclass that `data` is to be read as, or None for a plain dictionary."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
