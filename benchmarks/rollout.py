@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,8 @@ def untrained(folder: Path, model: str) -> int:
         ArrayStatistics.from_bounds([-b for b in bound] + [0.0], [*bound, 1.0]),
         ArrayStatistics.from_bounds(-ones, ones),
     )
-    words = train_tokenizer(training_sentences(), config.model.vocabulary, config.model.prompt_length)
-    policy = Policy.untrained({"class": "nano", **asdict(config.model)}, env.contract, numbers, words, seed=0)
+    words = train_tokenizer(training_sentences(), config.model.words(), config.model.prompt_length)
+    policy = Policy.untrained(config.model.data(), env.contract, numbers, words, seed=0)
     policy.save(folder)
     env.close()
     return sum(p.numel() for p in policy.model.parameters())

@@ -1,7 +1,8 @@
 """Imitation learning (supervised fine-tuning) from demonstrations: `vla sft`.
 
 Two stages. The vision towers first learn to point at what the instruction names, on random scenes; then the whole
-model imitates the expert. Both use privileged simulator state in an auxiliary loss, which exists in training only.
+model imitates the expert. Both use privileged simulator state in an auxiliary loss, which exists in training only; a
+model without an auxiliary output has the second stage alone.
 One process per core, gradients averaged by torch's DistributedDataParallel (gloo). The same command resumes. The
 error on held-out layouts is logged: the training loss says little about it.
 """
@@ -11,8 +12,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training import demos, state
-from training.algorithms.ppo import privileged_loss
+from training import demos, imitation, state
 from training.augmentation import augment
 from training.envs.tabletop import Tabletop
+from training.imitation import POSITIONS, Batch, Imitation, Loss, Pointing, Samples
 from training.run import check_options
-from vla import checkpoint
+from vla import checkpoint, options
 from vla.cli import Command
-from vla.codec import Codec
 from vla.errors import SimrealError
-from vla.models.nano import NanoConfig, smoothed_cross_entropy
-from vla.models.openvla import OpenVLA
-from vla.policy import Policy, Provenance
+from vla.models import ModelConfig
+from vla.models.nano import NanoConfig
+from vla.policy import Provenance
 from vla.results import commit, write_json
-from vla.statistics import ArrayStatistics, Statistics
-from vla.tasks.put_on_plate import training_sentences
-from vla.tokenizer import train_tokenizer
-from vla.transforms import run_forward
-from vla.types import ModelInputs
-
-GRIPPER = 6  # column of the action
-POSITIONS = 9  # first columns of the privileged state: positions; then keypoints
-VALIDATION_SAMPLES = 512
-Loss = Callable[[nn.Module, "Batch"], tuple[torch.Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class SftConfig:
     out: run folder; the bundle stands in out/checkpoint.
     demos: folder of demonstrations.
     episodes: use the first so many, null for all.
-    model: sizes of the model, see configs/model.
+    model: what to train; its class and sizes, see configs/model.
     scene_samples: samples of the first stage, repeats counted; 0 leaves it out.
     samples: samples of the second stage.
     batch: samples per step, over all processes.
@@ -78,7 +67,7 @@ class SftConfig:
     out: Path
     demos: Path
     episodes: int | None = None
-    model: NanoConfig = field(default_factory=NanoConfig)
+    model: ModelConfig = field(default_factory=NanoConfig)
     scene_samples: int = 150_000
     samples: int = 60_000
     batch: int = 64
@@ -94,140 +83,6 @@ class SftConfig:
     processes: int = 0
     save_every_s: float = 30.0
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """inputs: of B samples; actions: int64 `[B, C, D]` or None; privileged: float32 `[B, A]`, NaN where unknown.
-
-    told: positions `[B, 9]` that the language model is told, NaN where it is to use its own; None for none.
-    """
-
-    inputs: ModelInputs
-    actions: torch.Tensor | None
-    privileged: torch.Tensor
-    told: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Samples:
-    """All samples of a stage as arrays; rows in `validation` belong to layouts that training never sees."""
-
-    inputs: ModelInputs
-    actions: np.ndarray | None
-    privileged: np.ndarray
-    train: np.ndarray
-    validation: np.ndarray
-
-    def select(self, rows: np.ndarray) -> Batch:
-        parts = (self.inputs.images, self.inputs.state, self.inputs.tokens)
-        actions = None if self.actions is None else torch.from_numpy(self.actions[rows])
-        inputs = ModelInputs(*(torch.from_numpy(a[rows]) for a in parts))
-        return Batch(inputs, actions, torch.from_numpy(self.privileged[rows]))
-
-
-class Pointing(nn.Module):
-    """The parts of the model that the first stage trains."""
-
-    def __init__(self, model: OpenVLA):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: ModelInputs) -> torch.Tensor:
-        """The auxiliary output `[B, A]`."""
-        return self.model.perceive(inputs.images, inputs.state, inputs.tokens)
-
-
-class Imitation(nn.Module):
-    def __init__(self, model: OpenVLA):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: ModelInputs, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output = self.model(inputs.images, inputs.state, inputs.tokens, positions)
-        return output.logits, output.auxiliary
-
-
-def build_policy(data: demos.Demonstrations, env: Tabletop, model: NanoConfig, seed: int) -> Policy:
-    """An untrained policy for an environment's contract, with statistics of the demonstrations."""
-    flat = data.actions.reshape(-1, data.actions.shape[-1])
-    columns = [field.unit for field in env.contract.state for _ in range(field.size)]
-    # Quaternions keep their scale: stretched to their small range in the demonstrations, they would drown the rest in
-    # the arm's slightest tilt.
-    unit = {column: (-1.0, 1.0) for column, name in enumerate(columns) if name.startswith("quaternion")}
-    statistics = Statistics(
-        action=ArrayStatistics.compute(flat, ranges={GRIPPER: (0.0, 1.0)}),
-        state=ArrayStatistics.compute(data.state, ranges=unit),
-    )
-    tokenizer = train_tokenizer(training_sentences(), model.vocabulary, model.prompt_length)
-    config = {"class": "nano", **asdict(model)}
-    return Policy.untrained(config, env.contract, statistics, tokenizer, seed)
-
-
-def _tokens(codec: Codec, instructions: list[str]) -> np.ndarray:
-    ids = {text: codec.tokenizer.encode(codec.inputs.instruction.forward(text)) for text in set(instructions)}
-    return np.stack([ids[text] for text in instructions])
-
-
-def demonstrated(codec: Codec, data: demos.Demonstrations, held_out: float) -> Samples:
-    """The samples of the second stage."""
-    state = run_forward(codec.inputs.state, data.state).astype(np.float32)
-    inputs = ModelInputs(data.images, state, _tokens(codec, data.instructions))
-    first_held = int(data.episode.max()) + 1 - max(1, round(held_out * (int(data.episode.max()) + 1)))
-    validation = np.flatnonzero(data.episode >= first_held)
-    approach = (data.state[:, -1] > 0.07) & (np.linalg.norm(data.privileged[:, :3], axis=1) > 0.5)  # still to be found
-    return Samples(
-        inputs,
-        codec.encode_actions(data.actions),
-        data.privileged,
-        np.flatnonzero(data.episode < first_held),
-        validation[approach[validation]][:VALIDATION_SAMPLES],
-    )
-
-
-def scenes(codec: Codec, folder: Path) -> Samples:
-    """The samples of the first stage."""
-    images, state, instructions, privileged = demos.read_scenes(folder)
-    normalized = run_forward(codec.inputs.state, state).astype(np.float32)
-    inputs = ModelInputs(images, normalized, _tokens(codec, instructions))
-    rows = np.arange(len(images))
-    return Samples(inputs, None, privileged, rows[VALIDATION_SAMPLES:], rows[:VALIDATION_SAMPLES])
-
-
-def _position_errors(error: torch.Tensor) -> dict[str, float]:
-    """Horizontal errors in cm from differences `[B, A]` in units of 0.1 m."""
-    target, goal = 10 * error[:, :2].norm(dim=1), 10 * error[:, 3:5].norm(dim=1)
-    near = float((target < 1.5).float().mean())
-    return {"target_cm": float(target.median()), "target_within_1.5cm": near, "goal_cm": float(goal.median())}
-
-
-def _point(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    predicted = model(batch.inputs)
-    error = (predicted - batch.privileged).detach()
-    pixels = error[:, POSITIONS:].unflatten(1, (-1, 2)).norm(dim=-1) * batch.inputs.images.shape[2] / 2
-    metrics = _position_errors(error)
-    for column, name in enumerate(("third_target", "third_goal", "wrist_target", "wrist_goal")):
-        seen = pixels[:, column][~pixels[:, column].isnan()]
-        metrics[f"{name}_px"] = float(seen.median())
-        metrics[f"{name}_within_2px"] = float((seen < 2).float().mean())
-    return 10 * privileged_loss(predicted, batch.privileged), metrics
-
-
-def _imitate(config: SftConfig) -> Loss:
-    def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        assert batch.actions is not None
-        logits, auxiliary = model(batch.inputs, batch.told)
-        total = smoothed_cross_entropy(logits, batch.actions, config.smoothing).mean()
-        near = (logits.argmax(-1) - batch.actions).abs() <= 4
-        metrics = {"loss": float(total.detach()), "accuracy": float(near.float().mean())}
-        travel = (logits.argmax(-1) - batch.actions).float().sum(1)[:, :2].norm(dim=-1)
-        metrics["chunk_error_bins"] = float(travel.median())  # horizontal way of a whole chunk
-        if auxiliary is not None:
-            total = total + config.auxiliary_coef * 10 * privileged_loss(auxiliary, batch.privileged)
-            metrics.update(_position_errors((auxiliary - batch.privileged).detach()))
-        return total, metrics
-
-    return loss
 
 
 def _prepare(batch: Batch, config: SftConfig, generator: torch.Generator) -> Batch:
@@ -280,6 +135,7 @@ class _Process:
             batch = _prepare(batch, config, torch.Generator().manual_seed(seed))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps)
+            torch.manual_seed(seed)  # for a model whose loss draws noise
             value, _ = loss(parallel, batch)
             if not torch.isfinite(value):
                 raise SimrealError(f"{name}: the loss is {float(value)} at step {step}", code="NAN_LOSS",
@@ -312,7 +168,7 @@ class _Process:
         self.progress.update(bar, note=shown)
 
 
-def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
+def _worker(rank: int, world: int, config: SftConfig, port: int, failures: Any) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
     # Gradients of the channels-last convolutions are copied into contiguous buckets, which costs next to nothing.
@@ -320,41 +176,50 @@ def _worker(rank: int, world: int, config: SftConfig, port: int) -> None:
     torch.manual_seed(config.seed)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    data = demos.read(config.demos, config.episodes)
-    policy = build_policy(data, Tabletop(1), config.model, config.seed)
-    model = policy.model
-    assert isinstance(model, OpenVLA)
-    model.train()
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     progress = Progress(*columns) if rank == 0 else None
-    process = _Process(config, rank, world, progress)
-    for parameter in model.value_head.parameters():  # nothing trains the critic here
-        parameter.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if progress:
-        progress.start()
-    steps = config.scene_samples // config.batch
-    if steps and config.model.pointing:
-        seeing = [model.language_model.embed_tokens.weight, *model.seeing()]
-        for parameter in trained:
-            parameter.requires_grad_(any(parameter is p for p in seeing))
-        process.run("scenes", Pointing(model), seeing, scenes(policy.codec, config.demos), steps, _point)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-    samples = demonstrated(policy.codec, data, config.held_out)
-    process.run("imitation", Imitation(model), trained, samples, config.samples // config.batch, _imitate(config))
-    if progress:
-        progress.stop()
-    if rank == 0:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        model.eval()
-        last = json.loads((config.out / "metrics.jsonl").read_text().splitlines()[-1])
-        record = json.loads(json.dumps(asdict(config), default=str))
-        checkpoint.save(
-            policy, config.out / "checkpoint", Provenance(commit(), record, config.seed, last), overwrite=True
-        )
+    try:
+        _stages(_Process(config, rank, world, progress))
+    except SimrealError as error:
+        failures.put(error)
+        raise
     dist.destroy_process_group()
+
+
+def _stages(process: _Process) -> None:
+    """Both stages, and the bundle."""
+    config = process.config
+    data = demos.read(config.demos, config.episodes)
+    policy = imitation.build_policy(data, Tabletop(1), config.model, config.seed)
+    model: Any = policy.model.train()
+    if process.progress:
+        process.progress.start()
+    steps = config.scene_samples // config.batch
+    if steps and imitation.auxiliary_size(policy):
+        seeing = model.seeing(words=True)
+        _train_only(model, seeing)
+        process.run(
+            "scenes", Pointing(model), seeing, imitation.scenes(policy.codec, config.demos), steps, imitation.point
+        )
+        model.requires_grad_(True)
+    samples = imitation.demonstrated(policy, data, config.held_out)
+    loss, whole = imitation.imitate(config.smoothing, config.auxiliary_coef), Imitation(policy)
+    trained = imitation.reached(loss, whole, samples.select(samples.train[:2]))
+    _train_only(model, trained)  # DistributedDataParallel waits for the gradients of all others
+    process.run("imitation", whole, trained, samples, config.samples // config.batch, loss)
+    if process.progress:
+        process.progress.stop()
+    if process.rank == 0:
+        model.requires_grad_(True).eval()
+        last = json.loads((config.out / "metrics.jsonl").read_text().splitlines()[-1])
+        provenance = Provenance(commit(), options.write(config), config.seed, last)
+        checkpoint.save(policy, config.out / "checkpoint", provenance, overwrite=True)
+
+
+def _train_only(model: nn.Module, parameters: list[nn.Parameter]) -> None:
+    chosen = {id(p) for p in parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
 
 
 def sft(config: SftConfig) -> None:
@@ -371,7 +236,13 @@ def sft(config: SftConfig) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (world, config, port), nprocs=world)
+    failures = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.spawn(_worker, (world, config, port, failures), nprocs=world)
+    except mp.ProcessRaisedException:
+        if failures.empty():
+            raise
+        raise failures.get() from None
     console.print(f"written to {config.out}/checkpoint")
 
 

@@ -35,7 +35,7 @@ class TrainConfig:
     """Options of `vla train`.
 
     out: run folder; the final bundle stands in out/checkpoint.
-    checkpoint: bundle to start from, usually of `vla sft`.
+    checkpoint: bundle to start from, of `vla sft` or `vla import`.
     seed: of the whole run.
     iterations: rollout and update, so many times.
     slots: environments in all.
@@ -47,7 +47,7 @@ class TrainConfig:
     """
 
     out: Path
-    checkpoint: Path
+    checkpoint: Path = field(metadata={"also": ("model", "policy", "bundle")})
     seed: int = 0
     iterations: int = 100
     slots: int = 32

@@ -219,8 +219,8 @@ def _read_model(root: Path, device: str | torch.device, dtype: torch.dtype | Non
     except (SimrealError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         if isinstance(problem, CodedError):
             raise
-        found = f"{type(problem).__name__}: {problem}"
-        remedy = "Load it with the version that wrote it. " + COPY_AGAIN
+        found = f"{type(problem).__name__}: {problem.args[0] if problem.args else problem}"
+        remedy = getattr(problem, "remedy", "") or "Load it with the version that wrote it. " + COPY_AGAIN
         raise CheckpointError(Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)) from problem
     stored = getattr(torch, str(config.get("dtype", "float32")))
     fill(model, [root / "model.safetensors"], CheckpointError, COPY_AGAIN, device, dtype, stored)

@@ -166,12 +166,16 @@ class Codec:
 
     def encode_actions(self, actions: np.ndarray) -> np.ndarray:
         """Actions in the contract's units `[..., D]` to int64 tokens; beyond the range, the outermost."""
+        return self.outputs.bins.forward(self.normalize(actions))
+
+    def normalize(self, actions: np.ndarray) -> np.ndarray:
+        """Actions in the contract's units `[..., D]` to what a regression gives, float64 of the same shape."""
         values = np.asarray(actions, np.float64)
         if values.shape[-1:] != self.action_shape[-1:] or not np.isfinite(values).all():
             expected = f"finite numbers [..., {self.action_shape[-1]}]"
             remedy = "Check the demonstration or the controller that produced them."
             raise CodecError(Fault("ACTIONS", "actions", expected, f"shape {values.shape}", remedy))
-        return self.outputs.bins.forward(run_forward(self.outputs.action, values))
+        return run_forward(self.outputs.action, values)
 
     def _fill_images(self, out: np.ndarray, seen: Observation) -> None:
         """Write the images of one observation to `out` `[K, H, W, 3]`."""

@@ -13,7 +13,8 @@
     seed: 0
 
 Keys that no YAML file mentions take the defaults of the dataclass. A group's file names its dataclass with
-`_target_: package.module.Class` where the field is declared as a base class (see `vla.options`).
+`_target_: package.module.Class` where the field is declared as a base class (see `vla.options`). A file of one's own
+takes a group's place by its path: `model=own_model.yaml`.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def load(
     """The configuration of a command, checked: an instance of the dataclass `schema`.
 
     config_name: name of the primary YAML file, None for a command that has only its dataclass.
-    overrides: `key=value` for a value, `group=file` for a file of a group.
+    overrides: `key=value` for a value, `group=file` for a file of a group, `group=path.yaml` for one's own.
     folder: where the YAML files are, by default those of the project.
     """
     return options.read(schema, compose_data(schema, config_name, overrides, folder))
@@ -59,14 +60,19 @@ def compose_data(
     """Plain data: the YAML files chosen, defaults of `schema`, overrides; types are not checked yet."""
     folder = folder or config_folder()
     parsed = [_parse(text) for text in overrides]
-    groups = available_groups(folder) if config_name else {}
+    found = available_groups(folder) if config_name else {}
+    used = {"experiment", *options.fill(schema, {})}
+    groups = {group: files for group, files in found.items() if group in used}
     choices = [(key, value) for key, value in parsed if key in groups and not isinstance(value, dict)]
     values = [item for item in parsed if item not in choices]
+    own = [(key, Path(value)) for key, value in choices if str(value).endswith(".yaml") and key != "experiment"]
+    choices = [(key, value) for key, value in choices if key not in dict(own)]
     for group, choice in choices:
         if choice is not None and str(choice) not in groups[group]:
             hint = options.nearest(str(choice), groups[group])
             raise ConfigError(f"{group}={choice}: no such file in {folder / group}; {hint}", code="CONFIG")
     composed = _compose_files(folder, config_name, choices) if config_name else {}
+    composed.update({group: _own_file(file) for group, file in own})
     try:
         config = OmegaConf.create(options.fill(schema, composed))
         for key, value in values:
@@ -115,6 +121,14 @@ def _compose_files(folder: Path, config_name: str, choices: Sequence[tuple[str, 
     return {str(key): value for key, value in composed.items()}
 
 
+def _own_file(file: Path) -> Any:
+    """The data of a YAML file outside of the folder."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # of the file, or whatever the YAML parser raises
+        raise ConfigError(f"{file} can't be read: {error}", code="CONFIG") from error
+
+
 def _set(config: Any, schema: type, key: str, value: Any) -> None:
     """Set a declared key; an undeclared one is refused with the nearest valid name."""
     data: Any = OmegaConf.to_container(config, resolve=False)
@@ -123,5 +137,7 @@ def _set(config: Any, schema: type, key: str, value: Any) -> None:
     mappings = [name for name, item in listed.items() if isinstance(item, dict)]
     inside_mapping = any(key.startswith(f"{name}.") for name in mappings)
     if not (key in listed or names_component or inside_mapping):
-        raise ConfigError(f"unknown key '{key}': {options.nearest(key, list(listed))}", code="CONFIG")
+        also = options.aliases(schema).get(key.partition(".")[0])
+        hint = f"the option is {also}" if also else options.nearest(key, list(listed))
+        raise ConfigError(f"unknown key '{key}': {hint}", code="CONFIG")
     OmegaConf.update(config, key, value)

@@ -14,7 +14,7 @@ from vla import checkpoint
 from vla.cli import Command
 from vla.errors import Fault
 from vla.importing import TOWERS
-from vla.models import published
+from vla.models import read_config
 from vla.models.published import LlamaSizes, PublishedConfig, PublishedError
 from vla.policy import Policy, model_settings
 from vla.weights import shown
@@ -42,7 +42,8 @@ def export(config: ExportConfig) -> None:
         )
     policy = checkpoint.load(config.checkpoint, None, "vla export")
     model: Any = policy.model
-    if model_settings(model).get("class") != "openvla":
+    sizes = read_config(model_settings(model))
+    if not isinstance(sizes, PublishedConfig):
         found = repr(model_settings(model).get("class"))
         remedy = "Only models of the published architecture have a published layout."
         raise PublishedError(Fault("MODEL_CLASS", "model.json: class", "'openvla'", found, remedy))
@@ -50,18 +51,16 @@ def export(config: ExportConfig) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _write(policy, part)
+        _write(policy, sizes, part)
         part.rename(config.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(f"{config.out}: the published layout")
 
 
-def _write(policy: Policy, folder: Path) -> None:
-    model: Any = policy.model
-    c = published.settings(model.config)
+def _write(policy: Policy, c: PublishedConfig, folder: Path) -> None:
     key = str(policy.provenance.config.get("unnorm_key", "simreal"))
-    state = model.state_dict()
+    state = policy.model.state_dict()
     film = {k: v for k, v in state.items() if k.startswith("vision_backbone.")} if c.film else {}
     apart = {
         "action_head": {k.removeprefix("action_head."): v for k, v in state.items() if k.startswith("action_head.")},

@@ -18,7 +18,7 @@ from vla.codec import Codec, InputTransforms, OutputTransforms
 from vla.contract import PolicyContract
 from vla.errors import Fault
 from vla.importing import AGAIN, ImportConfig, adopt, derive, read_statistics, read_tokenizer, weight_files
-from vla.models.pi0 import Pi0
+from vla.models.pi0 import Pi0, Pi0Config
 from vla.models.published import PublishedError
 from vla.policy import Policy, Provenance
 from vla.statistics import ArrayStatistics, Statistics
@@ -90,14 +90,13 @@ def _model(root: Path, settings: Any, codec: Codec, config: ImportConfig) -> Pi0
     if faults:
         raise PublishedError(*faults[:5])
     contract = codec.contract
-    sizes = {
-        "class": "pi0", "chunk": settings.chunk_size, "action_dim": contract.action.dim, "values": 0,
-        "state_dim": contract.state_size, "cameras": len(contract.cameras), "prompt_length": codec.tokenizer.length,
-        "n_bins": N_BINS, "steps": settings.num_inference_steps, "pad": codec.tokenizer.pad_id,
-        "bos": codec.tokenizer.tokenizer.bos_token_id, "pi0": settings.to_dict(),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-    }  # fmt: skip
-    model: Any = weights.empty(lambda: Pi0(sizes))
+    sizes = Pi0Config(
+        cameras=len(contract.cameras), state_dim=contract.state_size, prompt_length=codec.tokenizer.length,
+        chunk=settings.chunk_size, action_dim=contract.action.dim, n_bins=N_BINS, steps=settings.num_inference_steps,
+        pad=codec.tokenizer.pad_id, bos=codec.tokenizer.tokenizer.bos_token_id, pi0=settings.to_dict(),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    model: Any = weights.empty(sizes.build)
     for name, tensor in loaded.state_dict().items():
         weights.put(model.network, name, tensor)
     return model

@@ -9,6 +9,7 @@ The description of an option is its `name: text` entry in the docstring of its c
 """
 
 import importlib
+import inspect
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,13 +106,23 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     return "valid names: " + ", ".join(sorted(valid))
 
 
+def aliases(schema: type) -> dict[str, str]:
+    """Names under which an option may be looked for, its field's metadata `also`, -> the option and its meaning."""
+    docs = option_docs(schema)
+    return {
+        name: f"'{field.name}' ({docs.get(field.name, '').rstrip('.')})"
+        for field in _init_fields(schema)
+        for name in field.metadata.get("also", ())
+    }
+
+
 def component_class(hint: Any, data: Mapping[str, Any]) -> type | None:
     """The dataclass that `data` is to be read as, or None for a plain dictionary."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     declared = tuple(member for member in members if isinstance(member, type) and is_dataclass(member))
     if TARGET not in data:
         return declared[0] if declared else None
-    found = _import_dataclass(str(data[TARGET]))
+    found = import_dataclass(str(data[TARGET]))
     if declared and not issubclass(found, declared):
         raise ConfigError(f"{TARGET}: {data[TARGET]} is not a kind of {type_name(hint)}", code="CONFIG")
     return found
@@ -163,18 +174,23 @@ def _write_value(value: Any, hint: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _import_dataclass(target: str) -> type:
+def import_dataclass(target: str) -> type:
+    """The dataclass that `package.module.Class` names."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{TARGET}: {target} can't be imported ({error})", code="CONFIG") from error
+        remedy = "Correct the name, install its package, or put its folder on PYTHONPATH."
+        raise ConfigError(f"{target} can't be imported ({error})", code="CONFIG", remedy=remedy) from error
     if not (isinstance(found, type) and is_dataclass(found)):
-        raise ConfigError(f"{TARGET}: {target} is not a dataclass", code="CONFIG")
+        raise ConfigError(f"{target} is not a dataclass", code="CONFIG")
     return found
 
 
 def _read_dataclass(schema: type, data: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    if inspect.isabstract(schema):
+        problems.append(f"'{path}{TARGET}' is required: name the {schema.__name__} as {TARGET}: package.module.Class")
+        return None
     values: dict[str, Any] = {}
     declared = {name: (hint, default) for name, hint, default in _declared(schema)}
     docs = option_docs(schema)

@@ -318,6 +318,7 @@ def _misfits(codec: Codec, model: nn.Module) -> list[Fault]:
     """Differences between the codec and those of the settings below that the model has."""
     settings = model_settings(model)
     remedy = "Build the model for this contract and tokenizer, or load them from one checkpoint."
+    height, width = codec.image_shape[1:3]
     expected = {
         "chunk": codec.contract.action.chunk,
         "action_dim": codec.contract.action.dim,
@@ -325,6 +326,8 @@ def _misfits(codec: Codec, model: nn.Module) -> list[Fault]:
         "state_dim": codec.contract.state_size,
         "cameras": len(codec.contract.cameras),
         "prompt_length": codec.tokenizer.length,
+        "pad": codec.tokenizer.tokenizer.pad_token_id,
+        "image_size": height if height == width else (height, width),
     }
     faults = [
         Fault("MODEL_CONFIG", f"model.config[{key!r}]", repr(want), repr(settings[key]), remedy)

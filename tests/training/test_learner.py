@@ -1,9 +1,11 @@
 """The learner's own parts: the memory of frames, the auxiliary phase, what a saved state brings back."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,22 @@ from point_env import MODEL, STEP, point_contract
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
 from training.workers.learner import Learner, Memory
+from vla.lora import FULL, Lora
+from vla.models.published import LlamaSizes, PublishedConfig
+from vla.models.vit import ViTConfig
 from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
+from vla.types import ModelInputs
 
+NANO = {
+    **MODEL, "chunk": 2, "values": 1, "auxiliary": 2, "pointing": 2, "vision": {**MODEL["vision"], "cells": False},
+}  # fmt: skip
+OFT = PublishedConfig(
+    cameras=1, state_dim=3, prompt_length=8, chunk=2, action_dim=4, n_bins=8, values=1, pad=0, dtype="float32",
+    decoding="parallel", stop=False, dino=ViTConfig(16, 2, 2, 32, registers=2, patch=8, image_size=16),
+    siglip=ViTConfig(16, 2, 2, 32, patch=8, image_size=16), language=LlamaSizes(576, 64, 128, 2, 4, 4),
+)  # fmt: skip
 SHAPE = RolloutShape(4, 6, (1, 16, 16, 3), 3, 8, chunk=2, action_dim=4, values=1, privileged=6, critic=2)
 
 
@@ -33,17 +47,17 @@ def test_memory_keeps_the_last_frames_and_copies_them() -> None:
     assert drawn["images"].dtype == torch.uint8 and drawn["tokens"].shape == (400, 4)
 
 
+Build = Callable[..., Learner]
+
+
 @pytest.fixture
-def build(tmp_path: Path) -> Iterator[Callable[[PPOConfig], Learner]]:
+def build(tmp_path: Path) -> Iterator[Build]:
     """A learner on a block of made-up episodes, in which the privileged target depends on the image's brightness."""
     statistics = Statistics(
         ArrayStatistics.from_bounds([-STEP] * 3 + [0.0], [STEP] * 3 + [1.0]),
         ArrayStatistics.from_bounds([-1.0] * 3, [1.0] * 3),
     )
-    model = {**MODEL, "chunk": 2, "values": 1, "auxiliary": 2, "pointing": 2}
-    model["vision"] = {**MODEL["vision"], "cells": False}
     words = train_tokenizer(["go"], 512, 8)
-    Policy.untrained(model, point_contract(), statistics, words, seed=1).save(tmp_path / "checkpoint")
     block = RolloutBlock(SHAPE, f"simreal_learner_{tmp_path.name}_{time.time_ns()}", create=True)
     random = np.random.default_rng(0)
     block["images"][:] = random.integers(0, 256, block["images"].shape)
@@ -56,8 +70,11 @@ def build(tmp_path: Path) -> Iterator[Callable[[PPOConfig], Learner]]:
     block["critic_states"][:] = random.normal(size=block["critic_states"].shape)
     block["rewards"][:] = block["critic_states"][:-1, :, :, 0]
 
-    def make(config: PPOConfig) -> Learner:
-        return Learner(0, 1, str(tmp_path / "checkpoint"), SHAPE, block.name, config, 0, 10, 1, "")
+    def make(config: PPOConfig, model: dict[str, Any] = NANO, adapters: Lora = FULL) -> Learner:
+        checkpoint = tmp_path / "checkpoint"
+        policy = Policy.untrained(model, point_contract(), statistics, words, seed=1)
+        policy.save(checkpoint) if not checkpoint.exists() else None
+        return Learner(0, 1, str(checkpoint), SHAPE, block.name, config, 0, 10, 1, "", adapters)
 
     yield make
     block.arrays.clear()
@@ -71,7 +88,7 @@ CONFIG = PPOConfig(
 )  # fmt: skip
 
 
-def test_parts_of_an_update_change_what_they_train(build: Callable[[PPOConfig], Learner]) -> None:
+def test_parts_of_an_update_change_what_they_train(build: Build) -> None:
     learner = build(CONFIG)
     seeing = {name for name, p in learner.policy.model.named_parameters() if any(p is q for q in learner.seeing)}
     assert any("heatmaps" in name for name in seeing) and any("locator" in name for name in seeing)
@@ -92,7 +109,7 @@ def test_parts_of_an_update_change_what_they_train(build: Callable[[PPOConfig], 
     assert moved and all(name.startswith("value_head") for name in moved)
 
 
-def test_without_train_vision_the_passes_leave_the_eyes_alone(build: Callable[[PPOConfig], Learner]) -> None:
+def test_without_train_vision_the_passes_leave_the_eyes_alone(build: Build) -> None:
     learner = build(replace(CONFIG, train_vision=False, perception_steps=0, weight_decay=0.5))
     before = {k: v.clone() for k, v in learner.policy.model.named_parameters()}
     learner.update(1)
@@ -101,7 +118,7 @@ def test_without_train_vision_the_passes_leave_the_eyes_alone(build: Callable[[P
     assert not any(name.startswith(("vision_backbone", "locator", "value_head")) for name in moved)
 
 
-def test_critic_and_eyes_learn(build: Callable[[PPOConfig], Learner]) -> None:
+def test_critic_and_eyes_learn(build: Build) -> None:
     learner = build(CONFIG)
     first = learner.update(0).metrics
     for _ in range(8):
@@ -110,7 +127,7 @@ def test_critic_and_eyes_learn(build: Callable[[PPOConfig], Learner]) -> None:
     assert last["privileged_loss"] < 0.5 * first["privileged_loss"]
 
 
-def test_a_saved_state_brings_all_optimizers_back(build: Callable[[PPOConfig], Learner], tmp_path: Path) -> None:
+def test_a_saved_state_brings_all_optimizers_back(build: Build, tmp_path: Path) -> None:
     learner = build(CONFIG)
     for iteration in (0, 1):
         learner.update(iteration)
@@ -123,3 +140,67 @@ def test_a_saved_state_brings_all_optimizers_back(build: Callable[[PPOConfig], L
     for a, b in ((learner.policy.model, other.policy.model), (learner.critic, other.critic)):
         assert a is not None and b is not None
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_adapters_and_their_optimizer_come_back(build: Build, tmp_path: Path) -> None:
+    config = replace(CONFIG, critic="head", critic_iterations=0, perception_steps=0, learning_rate=1e-2)
+    learner = build(config, OFT.data(), Lora(rank=2))
+    fresh = {k: v.clone() for k, v in learner.policy.model.state_dict().items()}
+    for iteration in (0, 1):
+        learner.update(iteration)
+    learner.save(str(tmp_path))
+    moved = {k for k, v in learner.policy.model.state_dict().items() if not torch.equal(v, fresh[k])}
+    assert moved == set(learner.weights()) and any(".lora_B." in name for name in moved)
+    other = build(config, OFT.data(), Lora(rank=2))
+    other.restore(str(tmp_path))
+
+    def same() -> bool:
+        pairs = zip(learner.policy.model.state_dict().values(), other.policy.model.state_dict().values(), strict=True)
+        one, two = (made.optimizer.state_dict()["state"] for made in (learner, other))
+        moments = one.keys() == two.keys() and all(torch.equal(one[i][k], two[i][k]) for i in one for k in one[i])
+        return moments and all(torch.equal(a, b) for a, b in pairs)
+
+    assert same()
+    learner.update(2)
+    assert not same()
+    other.update(2)
+    assert same()
+
+
+def roll_out(learner: Learner) -> None:
+    """Decide every row of the block, as the policy worker does; actions that are not executed get a wild number."""
+    block = learner.block
+    block["tokens"][:, ::2, -4:] = 7  # prompts of two lengths
+    for row in range(SHAPE.decisions + 1):
+        seen = ModelInputs(*(torch.from_numpy(block[k][row]) for k in ("images", "state", "tokens")))  # type: ignore[arg-type]
+        decided = learner.policy.sample(seen, 1.0, torch.Generator().manual_seed(row))
+        block["action_tokens"][row], block["log_probs"][row] = decided.tokens, decided.log_probs
+    block["executed"][:, 1, 1] = False
+    block["log_probs"][:-1, 1, 1] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("model", "least", "most"),
+    [
+        (NANO, 0.0, 1e-5),
+        (OFT.data(), 0.0, 1e-5),
+        (replace(OFT, decoding="autoregressive").data(), 0.0, 1e-5),
+        (replace(OFT, decoding="autoregressive", dtype="bfloat16").data(), 1e-7, 0.2),
+    ],
+    ids=["nano", "oft", "autoregressive", "bfloat16"],
+)
+def test_rollout_and_training_probabilities_are_compared_before_the_first_step(
+    build: Build, model: dict[str, Any], least: float, most: float
+) -> None:
+    """Later minibatches, after steps of this size, are far off: they don't count."""
+    learner = build(replace(CONFIG, critic_iterations=1, perception_steps=0, learning_rate=2e-2), model)
+    assert math.isnan(learner.update(0).metrics["rollout_logprob_gap_max"]), "nothing was compared"
+    learner.update(1)  # random weights hardly tell one token from another, whatever the rounding
+    roll_out(learner)
+    found = learner.update(2).metrics
+    assert least <= found["rollout_logprob_gap_mean"] <= found["rollout_logprob_gap_max"] <= most
+    assert found["rollout_logprob_gap_max"] >= 2 * least and found["approx_kl"] > 0.25
+    roll_out(learner)
+    learner.block["log_probs"][:-1][learner.block["executed"]] += 0.25
+    found = learner.update(2).metrics
+    assert abs(found["rollout_logprob_gap_mean"] - 0.25) <= most

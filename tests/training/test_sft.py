@@ -15,16 +15,44 @@ import torch
 
 from training import augmentation, demos, sft, state
 from training.demos import DemosConfig
+from training.envs.base import EpisodeRequest
 from training.envs.tabletop import Tabletop
 from training.sft import SftConfig
 from vla.errors import SimrealError
+from vla.models import ModelConfig
 from vla.models.nano import NanoConfig
+from vla.models.pi0 import Pi0Config
+from vla.models.published import LlamaSizes, PublishedConfig
 from vla.models.vision import ConvTowerConfig
+from vla.models.vit import ViTConfig
 from vla.policy import Policy
 
 TINY = NanoConfig(
     vision=ConvTowerConfig(widths=(8, 16), keypoints=4, cells=True), hidden=32, layers=1, heads=2, intermediate=32
 )
+
+
+VIT = ViTConfig(16, 2, 2, 32, patch=16, image_size=64)
+OFT = PublishedConfig(
+    cameras=2, state_dim=11, prompt_length=48, chunk=8, values=1, pad=0, dtype="float32", decoding="parallel",
+    stop=False, dino=VIT, siglip=VIT, language=LlamaSizes(1024, 32, 64, 2, 2, 2),
+)  # fmt: skip
+GEMMA = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
+PI0 = Pi0Config(
+    pi0={
+        "chunk_size": 8, "max_action_dim": 8, "max_state_dim": 16,
+        "vlm_config": {
+            "model_type": "paligemma", "projection_dim": 32, "image_token_id": 600,
+            "text_config": {"model_type": "gemma", "vocab_size": 601, **GEMMA},
+            "vision_config": {
+                "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "patch_size": 16,
+                "image_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vision_use_head": False,
+            },
+        },
+        "dit_config": {"model_type": "gemma", **GEMMA},
+    },
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +112,36 @@ def test_goes_on_after_a_kill(tmp_path: Path, data: Path) -> None:
     subprocess.run([*arguments, str(killed), str(data), here], check=True, capture_output=True)
     a, b = (Policy.load(out / "checkpoint", None, "test").model.state_dict() for out in (unbroken, killed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [OFT, replace(OFT, head="l1"), replace(OFT, decoding="autoregressive"), PI0],
+    ids=["oft", "l1", "autoregressive", "pi0"],
+)
+@pytest.mark.timeout(300)
+def test_other_models_are_imitated_in_one_stage(tmp_path: Path, data: Path, model: ModelConfig) -> None:
+    chosen = replace(config(tmp_path / "run", data), model=model, processes=1, samples=6400)
+    sft.sft(chosen)
+    rows = [json.loads(line) for line in (chosen.out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in rows] == ["imitation"] * 2 and rows[1]["loss"] < rows[0]["loss"]
+    env = Tabletop(1)
+    policy = Policy.load(chosen.out / "checkpoint", env.contract, "test")
+    env.reset(0, EpisodeRequest(5))
+    (chunk,) = policy.act(env.observe([0]))
+    env.close()
+    assert chunk.actions.shape == (8, 7) and np.isfinite(chunk.actions).all()
+    assert all(p.requires_grad for p in policy.model.parameters())
+
+
+def test_a_model_that_does_not_fit_is_told_in_words(tmp_path: Path, data: Path) -> None:
+    for model, message in (
+        (replace(TINY, cameras=1), "model.config\\['cameras'\\]: expected 2, found 1"),
+        (replace(TINY, pointing=1), "auxiliary output has 13 numbers, the demonstrations tell 17"),
+    ):
+        with pytest.raises(SimrealError, match=message):
+            sft.sft(replace(config(tmp_path / "run", data), model=model, processes=1))
+        (tmp_path / "run" / "sft.json").unlink()
 
 
 def test_without_demonstrations_the_command_is_named(tmp_path: Path) -> None:

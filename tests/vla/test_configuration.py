@@ -1,5 +1,6 @@
 """Composition by Hydra, the dataclass check behind it, and what is refused."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -46,27 +47,50 @@ class Algorithm:
 
 
 @dataclass(frozen=True)
+class Part(ABC):
+    """Has to be chosen."""
+
+    @abstractmethod
+    def work(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Wheel(Part):
+    """spokes: of the wheel."""
+
+    spokes: int = 3
+
+    def work(self) -> int:
+        return self.spokes
+
+
+@dataclass(frozen=True)
 class Run:
     """out: folder; seed: of everything; limit: episodes at most; weights: by name."""
 
     out: Path
-    env: Env = field(default_factory=Env)
+    env: Env = field(default_factory=Env, metadata={"also": ("simulator",)})
     algorithm: Algorithm = field(default_factory=Algorithm)
     seed: int = 0
     batch: int = 8
     limit: int | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    part: Part = field(default_factory=Wheel)
 
 
 FILES = {
     "run.yaml": (
-        "defaults: [{env: calm}, {algorithm: ppo}, _self_, {experiment: null}]\n"
+        "defaults: [{env: calm}, {part: wheel}, {algorithm: ppo}, _self_, {experiment: null}]\n"
         "out: runs/x\nseed: 1\nbatch: ${env.parallel}\n"
     ),
     "env/calm.yaml": "image_size: 32\n",
     "env/windy.yaml": f"_target_: {__name__}.WindyEnv\nwind: 3\n",
     "env/foreign.yaml": f"_target_: {__name__}.Algorithm\n",
     "env/typo.yaml": "image_sise: 32\n",
+    "part/wheel.yaml": f"_target_: {__name__}.Wheel\n",
+    "part/none.yaml": "spokes: 4\n",
+    "part/missing.yaml": "_target_: no_such_package.Wheel\n",
+    "robot/arm.yaml": "joints: 7\n",
     "algorithm/ppo.yaml": "learning_rate: 3.0e-4\n",
     "experiment/big.yaml": (
         "# @package _global_\ndefaults: [{override /env: windy}]\nseed: 7\nalgorithm: {level: action}\n"
@@ -125,6 +149,13 @@ def test_overrides_reach_keys_that_only_the_dataclass_has(folder: Path) -> None:
         ("env=clam", "did you mean 'calm'?"),
         ("env=typo", "unknown key 'env.image_sise': did you mean 'env.image_size'?"),
         ("env=foreign", "test_configuration.Algorithm is not a kind of Env"),
+        ("simulator=windy", "unknown key 'simulator': the option is 'env'"),
+        ("simulator.wind=1", "unknown key 'simulator.wind': the option is 'env'"),
+        ("robot=arm", "unknown key 'robot'"),  # a group, but not of this command
+        ("part=none", "'part._target_' is required: name the Part as _target_: package.module.Class"),
+        ("part=missing", "put its folder on PYTHONPATH"),
+        ("env=absent.yaml", "absent.yaml can't be read"),
+        ("experiment=absent.yaml", "experiment=absent.yaml: no such file"),
         ("seed=abc", "'seed': expected int, found 'abc'"),
         ("seed=1.5", "'seed': expected int, found 1.5"),
         ("seed=true", "'seed': expected int, found True"),
@@ -142,6 +173,17 @@ def test_overrides_reach_keys_that_only_the_dataclass_has(folder: Path) -> None:
 )
 def test_refusals_say_what_to_write(folder: Path, override: str, message: str) -> None:
     assert message in refusal(folder, override)
+
+
+def test_a_file_of_ones_own_takes_the_place_of_a_group(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = tmp_path_factory.mktemp("elsewhere") / "own.yaml"
+    own.write_text(f"_target_: {__name__}.WindyEnv\nparallel: 9\n")
+    config = compose(folder, f"env={own}", "env.wind=2")
+    assert config.env == WindyEnv(parallel=9, wind=2.0) and config.batch == 9
+    own.write_text("parallle: 9\n")
+    assert "unknown key 'env.parallle': did you mean 'env.parallel'?" in refusal(folder, f"env={own}")
+    own.write_text("{")
+    assert f"{own} can't be read" in refusal(folder, f"env={own}")
 
 
 def test_every_problem_of_the_files_is_named_at_once(folder: Path) -> None:

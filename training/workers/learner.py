@@ -34,6 +34,7 @@ STATISTICS = (
     "clip_fraction",
     "grad_norm",
 )
+GAP = ("rollout_logprob_gap_max", "rollout_logprob_gap_mean")  # not a number where no policy was trained
 LOOK = 256  # frames at a time, where no gradients are wanted
 FRAME = ("images", "state", "tokens", "privileged")  # what the memory keeps of a row
 
@@ -180,7 +181,8 @@ class Learner:
         if self.seeing:
             steady = 1.0 if iteration < config.warmup_iterations else factor
             self._see(flat, rows, seed, steady, totals, iteration)
-        metrics = dict.fromkeys(STATISTICS, 0.0) | {k: float(np.mean(v)) for k, v in totals.items()}
+        metrics = dict.fromkeys(STATISTICS, 0.0) | dict.fromkeys(GAP, np.nan)
+        metrics.update({k: float(np.mean(v)) for k, v in totals.items()})
         metrics.update(
             explained_variance=explained, learning_rate=config.learning_rate * factor * (not critic_only),
             updates=float(len(totals.get("loss", ()))), last_kl=totals.get("approx_kl", [0.0])[-1],
@@ -295,6 +297,7 @@ class Learner:
         share = self.world * weight.sum() / sum(flat["weight"][rows].sum() for rows in chosen)
         loss = loss * share
         terms["loss"] = loss / share
+        gap = self._gap(found.log_probs.detach(), batch["log_probs"], executed) if epoch == minibatch == 0 else {}
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)
         numbers = {k: share * v.detach() for k, v in {**terms, **statistics, "approx_kl": kl}.items()}
         self.optimizer.zero_grad(set_to_none=False)
@@ -307,7 +310,19 @@ class Learner:
             for parameter in self.optimizer.param_groups[0]["params"]:
                 parameter.grad = None
         self.optimizer.step()
-        return {**summary, "grad_norm": norm}
+        return {**summary, **gap, "grad_norm": norm}
+
+    def _gap(self, log_probs: torch.Tensor, old: torch.Tensor, executed: torch.Tensor) -> dict[str, float]:
+        """How far the log-probabilities of executed tokens are from the rollout's before the first step; all ranks.
+
+        `[B, C, D]` each, executed `[B, C]`. What is left is rounding: another order of sums, a cache, bfloat16.
+        """
+        apart = (log_probs - old).abs() * executed[..., None]
+        largest, sums = apart.amax(), torch.stack([apart.sum(), executed.sum() * float(old.shape[-1])])
+        if self.world > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            dist.all_reduce(sums)
+        return dict(zip(GAP, (float(largest), float(sums[0] / sums[1].clamp(min=1))), strict=True))
 
     def _see(
         self,

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from transformers import StaticCache
 
-from vla.models.openvla import Draw, OpenVLA, VLAOutput
+from vla.models.base import VLAOutput
+from vla.models.openvla import Draw, OpenVLA
 
 EAGER_CALLS = 2  # before a graph is captured: libraries choose kernels and allocate in the first ones
 Run = Callable[..., tuple[torch.Tensor | None, ...]]

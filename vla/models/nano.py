@@ -4,7 +4,7 @@ Beside its size, what it has that the published models have not: towers of convo
 sines of proprioception, learned placeholders that give several tokens each, and bins that share what they learn.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,30 +12,24 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
+from vla.models.base import ModelConfig
 from vla.models.heads import BinHead, mlp, value_head
 from vla.models.openvla import BOS, Layout, Locator, OpenVLA
 from vla.models.vision import ConvTower, ConvTowerConfig
 
 
 @dataclass(frozen=True)
-class NanoConfig:
+class NanoConfig(ModelConfig):
     """Sizes of the model: `chunk * action_dim` tokens of `n_bins` come out.
 
-    cameras: images of an observation.
-    state_dim: numbers of the proprioceptive state.
-    prompt_length: tokens of the padded instruction.
     vocabulary: rows of the word embedding.
     hidden: width of the language model.
     layers: of the language model.
     heads: attention heads of a layer.
     intermediate: width of its feed-forward part.
-    chunk: actions decided at a time.
-    action_dim: numbers of an action.
     tokens_per_placeholder: action tokens read from one position of the sequence.
-    n_bins: values of an action token.
     bin_basis: Gaussian bumps along the bins, whose weights the head predicts, so that neighbouring bins share what they
     learn; 0 for free logits as published.
-    values: 1 for a chunk-level value, `chunk` for one per action.
     detach_value: keep value gradients out of the trunk.
     frequencies: sines and cosines of each proprioceptive number and position that join it, at 1, 2, 4, ... rad per unit
         (Tancik et al. 2020): a small network is blind to a centimetre otherwise; 0 for none, as published.
@@ -45,24 +39,23 @@ class NanoConfig:
     """
 
     vision: ConvTowerConfig = field(default_factory=ConvTowerConfig)
-    cameras: int = 2
-    state_dim: int = 11
-    prompt_length: int = 48
     vocabulary: int = 512
     hidden: int = 128
     layers: int = 3
     heads: int = 4
     intermediate: int = 320
-    chunk: int = 8
-    action_dim: int = 7
     tokens_per_placeholder: int = 7
-    n_bins: int = 256
     bin_basis: int = 64
-    values: int = 1
     detach_value: bool = True
     frequencies: int = 4
     auxiliary: int = 9
     pointing: int = 2
+
+    def build(self) -> OpenVLA:
+        return assemble(self)
+
+    def facts(self) -> dict[str, Any]:
+        return {"image_size": self.vision.image_size}
 
 
 class ConvTowers(nn.ModuleList):
@@ -86,15 +79,6 @@ class WaveMLP(nn.Sequential):
         return super().forward(waves(x, self.frequencies))
 
 
-def build(config: dict[str, Any]) -> OpenVLA:
-    """From the JSON-able configuration: the fields of `NanoConfig`."""
-    fields = {k: v for k, v in config.items() if k not in ("class", "vision")}
-    vision = dict(config.get("vision", {}))
-    if "widths" in vision:
-        vision["widths"] = tuple(vision["widths"])
-    return assemble(NanoConfig(vision=ConvTowerConfig(**vision), **fields))
-
-
 def assemble(c: NanoConfig) -> OpenVLA:
     """With random weights. The order of the parts is that of their random numbers."""
     h, count = c.hidden, c.chunk * c.action_dim // c.tokens_per_placeholder
@@ -115,7 +99,7 @@ def assemble(c: NanoConfig) -> OpenVLA:
     # Words of unit size: with Llama's 0.02 the instruction hardly modulates the vision towers at first.
     nn.init.normal_(language_model.embed_tokens.weight, std=1.0)
     return OpenVLA(
-        {"class": "nano", **asdict(c)}, Layout(c.chunk, c.action_dim, c.n_bins), towers, projector, language_model,
+        c.data(), Layout(c.chunk, c.action_dim, c.n_bins), towers, projector, language_model,
         proprio=proprio, locator=locator, head=head, value_head=values, placeholders=placeholders,
         detach_value=c.detach_value,
     )  # fmt: skip

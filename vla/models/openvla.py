@@ -13,22 +13,12 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from vla.models.base import VLAOutput
 from vla.models.heads import L1Head, mlp, rows_of
 from vla.models.vit import VisionTransformer
 
 BOS, STOP = 1, 2
 Draw = Callable[[torch.Tensor, int], torch.Tensor]
-
-
-class VLAOutput(NamedTuple):
-    """logits: float32 `[B, C, D, bins]`, or None with a regression head; values: float32 `[B, V]`; auxiliary: `[B, A]`
-    or None. actions: normalised `[B, C, D]` of a regression head, or None.
-    """
-
-    logits: torch.Tensor | None
-    values: torch.Tensor
-    auxiliary: torch.Tensor | None = None
-    actions: torch.Tensor | None = None
 
 
 class Seen(NamedTuple):
@@ -132,7 +122,7 @@ class OpenVLA(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Compute every block again in the backward pass, in place of keeping what is inside (Chen et al. 2016)."""
-        self.trunk.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trunk.activation_checkpointing_enable({"use_reentrant": False})
         self.trunk.train()  # or transformers leaves it out; without dropout the numbers stay
         for module in self.vision_backbone.modules():
             if isinstance(module, VisionTransformer):
@@ -156,12 +146,13 @@ class OpenVLA(nn.Module):
             raise ValueError("this model has no auxiliary output: auxiliary is 0")
         return located
 
-    def seeing(self) -> list[nn.Parameter]:
-        """What the auxiliary output depends on, the word embeddings left out; empty if there is none."""
+    def seeing(self, words: bool = False) -> list[nn.Parameter]:
+        """What the auxiliary output depends on, with or without the word embeddings; empty if there is none."""
         if self.locator is None:
             return []
+        embeddings = [self.trunk.embed_tokens.weight] if words else []
         towers = [p for n, p in self.vision_backbone.named_parameters() if "_token." not in n]
-        return [*towers, *self.locator.parameters()]
+        return [*embeddings, *towers, *self.locator.parameters()]
 
     def behind_seen(self) -> list[nn.Parameter]:
         """What `forward` uses when it is given `seen`."""
@@ -278,7 +269,7 @@ class OpenVLA(nn.Module):
         where: positions `[B, S]`.
         """
         return self.trunk(
-            inputs_embeds=x, attention_mask=mask, position_ids=where, past_key_values=cache,
+            inputs_embeds=x, attention_mask=mask, position_ids=where, cache=cache,
             use_cache=cache is not None, is_causal=self.layout.autoregressive,
         ).last_hidden_state  # fmt: skip
 

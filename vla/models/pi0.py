@@ -3,6 +3,7 @@
 Images and prompt go through PaliGemma once; an action expert turns noise into normalised actions in a few steps.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,23 +11,46 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from vla.models.openvla import VLAOutput
+from vla.models.base import ModelConfig, VLAOutput
+
+
+@dataclass(frozen=True)
+class Pi0Config(ModelConfig):
+    """Sizes of pi0; n_bins has no meaning here.
+
+    values: none.
+    steps: of the integration.
+    pad: id of the padding, on the left of the prompt.
+    bos: id before the prompt.
+    pi0: configuration of transformers' class.
+    dtype: of the weights.
+    """
+
+    values: int = 0
+    steps: int = 10
+    pad: int = 0
+    bos: int = 1
+    pi0: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    def build(self) -> "Pi0":
+        return Pi0(self)
+
+    def facts(self) -> dict[str, Any]:
+        settings: Any = PI0Config(**self.pi0).vlm_config
+        return {"vocabulary": settings.image_token_id, "image_size": settings.vision_config.image_size}
 
 
 class Pi0(nn.Module):
-    """`config` is the JSON-able dict that `build_model` takes back.
-
-    Its fields: chunk, action_dim, state_dim, cameras, prompt_length, n_bins (without meaning here), steps (of the
-    integration), pad (id of the padding, on the left of the prompt), bos, and pi0, the configuration of transformers.
-    """
+    """`config` is the JSON-able dict of a `Pi0Config`."""
 
     regresses = True
     network: Any
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, c: Pi0Config):
         super().__init__()
-        self.config = config
-        self.network = PI0ForConditionalGeneration(PI0Config(**config["pi0"]))
+        self.config = c.data()
+        self.network = PI0ForConditionalGeneration(PI0Config(**c.pi0))
         settings = self.network.config
         self.noise_shape = (settings.chunk_size, settings.max_action_dim)
         self.image_id = settings.vlm_config.image_token_id

@@ -1,12 +1,13 @@
 """OpenVLA and OpenVLA-OFT as published: their sizes as configuration, and their weights from and to their layout."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vla import schema
-from vla.errors import CodedError
+from vla.errors import CodedError, Fault
+from vla.models.base import ModelConfig
 from vla.models.heads import L1Head, NumberedMLP, value_head
 from vla.models.openvla import BOS, STOP, Layout, OpenVLA
 from vla.models.vit import DINO, SIGLIP, FusedBackbone, ViTConfig
@@ -34,20 +35,18 @@ class LlamaSizes:
 
 
 @dataclass(frozen=True)
-class PublishedConfig:
+class PublishedConfig(ModelConfig):
     """A published model. The defaults are OpenVLA 7B.
 
     dino, siglip: the vision transformers.
     mean, std: of the channels of either, images in 0..1.
     vocabulary_padding: rows of the vocabulary that stand for nothing, at its end; the action tokens come before them.
     pad: id of the padding.
-    cameras: images of an observation. state_dim: numbers of the proprioceptive state, 0 for none.
-    prompt_length: tokens of the padded prompt.
+    state_dim: numbers of the proprioceptive state, 0 for none.
     decoding: autoregressive (OpenVLA) or parallel (OpenVLA-OFT).
     stop: whether the stop token follows the placeholders of parallel decoding.
     head: tokens, or l1 for OpenVLA-OFT's regression.
     film: whether the prompt modulates the vision transformers.
-    values: 0 for no value head, 1 for a chunk-level value, `chunk` for one per action.
     detach_value: keep value gradients out of the trunk.
     dtype: of the weights.
     """
@@ -64,8 +63,6 @@ class PublishedConfig:
     prompt_length: int = 64
     decoding: Literal["autoregressive", "parallel"] = "autoregressive"
     chunk: int = 1
-    action_dim: int = 7
-    n_bins: int = 256
     stop: bool = True
     head: Literal["tokens", "l1"] = "tokens"
     film: bool = False
@@ -73,23 +70,30 @@ class PublishedConfig:
     detach_value: bool = False
     dtype: str = "bfloat16"
 
+    def build(self) -> OpenVLA:
+        model = assemble(self)
+        for parameter in model.parameters():  # buffers stay: positions and means want float32
+            parameter.data = parameter.data.to(getattr(torch, self.dtype))
+        return model
 
-def build(config: dict[str, Any]) -> OpenVLA:
-    """From the JSON-able configuration: the fields of `PublishedConfig`."""
-    return assemble(settings(config))
+    def facts(self) -> dict[str, Any]:
+        return {"vocabulary": self.language.vocab_size, "image_size": self.dino.image_size}
 
-
-def settings(config: dict[str, Any]) -> PublishedConfig:
-    """The configuration of a bundle's model.json."""
-    fields = {k: v for k, v in config.items() if k not in ("class", "vocabulary")}
-    return schema.build(PublishedConfig, fields, "model", PublishedError)
+    def words(self) -> int:
+        return self.language.vocab_size - self.vocabulary_padding - self.n_bins  # the action tokens follow
 
 
 def assemble(c: PublishedConfig) -> OpenVLA:
     """With random weights, in float32."""
     h, sizes = c.language.hidden_size, asdict(c.language)
+    images = c.cameras * (c.dino.image_size // c.dino.patch) ** 2
+    longest = 1 + images + bool(c.state_dim) + c.prompt_length + c.chunk * c.action_dim + 1  # BOS and STOP
+    if longest > c.language.max_position_embeddings:
+        expected, found = f"at most {c.language.max_position_embeddings} tokens", f"{longest}, {images} of images"
+        remedy = "Lower prompt_length, chunk or the number of cameras."
+        raise PublishedError(Fault("CONTEXT", "the longest sequence", expected, found, remedy))
     text = h if c.film else 0
-    towers = [ViTConfig(**{**asdict(tower), "text": text}) for tower in (c.dino, c.siglip)]
+    towers = [replace(tower, text=text) for tower in (c.dino, c.siglip)]
     vision = FusedBackbone(towers[0], towers[1], c.mean, c.std)
     rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
     language_model = LlamaForCausalLM(
@@ -97,7 +101,7 @@ def assemble(c: PublishedConfig) -> OpenVLA:
     )
     autoregressive = c.decoding == "autoregressive"
     return OpenVLA(
-        {"class": "openvla", "vocabulary": c.language.vocab_size, **asdict(c)},
+        c.data(),
         Layout(c.chunk, c.action_dim, c.n_bins, c.pad, autoregressive, c.stop and not autoregressive, c.film),
         vision, NumberedMLP(vision.width, 4 * vision.width, h, h), language_model,
         proprio=NumberedMLP(c.state_dim, h, h) if c.state_dim else None,

@@ -190,6 +190,15 @@ def test_images_and_prompts_that_do_not_fit(folder: Path, tmp_path: Path) -> Non
             policy.act([seen])
 
 
+def test_prompts_and_images_that_exceed_the_context_are_refused(folder: Path, tmp_path: Path) -> None:
+    options = {"unnorm_key": "bridge_orig", "prompt_length": 1784}  # 2048 with BOS, 256 patches, 7 tokens, no STOP
+    read(ImportConfig(str(folder), tmp_path / "b", **{**options, "prompt_length": 1783}))
+    for more in ({"prompt_length": 1784}, {"prompt_length": 1600, "cameras": ("a", "b")}):
+        assert codes(lambda more=more: read(ImportConfig(str(folder), tmp_path / "b", **{**options, **more}))) == (
+            "CONTEXT",
+        )
+
+
 def test_an_adapter_of_another_base_is_refused(folder: Path, tmp_path: Path, reference: Path) -> None:
     adapter = Path(shutil.copytree(reference / "lora", tmp_path / "adapter"))
     stored = load_file(adapter / "adapter_model.safetensors")

@@ -10,10 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla import lora
+from vla.models import openvla
+from vla.models.heads import rows_of
 from vla.policy import Policy, PolicyError
 from vla.types import ModelInputs
 
-VOCABULARY = 32064
+VOCABULARY, BINS = 32064, 256
 Published = Callable[..., Policy]
 Inputs = Callable[..., ModelInputs]
 Close = Callable[..., None]
@@ -21,11 +23,15 @@ KINDS = [{}, {"decoding": "parallel"}, {"decoding": "parallel", "stop": False}]
 
 
 class Watch(TorchDispatchMode):
-    """Bytes of tensors that are alive at once at most, and the largest number of columns of one with many rows."""
+    """Bytes of tensors that are alive at once at most, and the most rows of logits over the action tokens.
+
+    wide: whether a tensor of a batch had more columns than any part of the trunk.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = self.widest = 0
+        self.alive = self.peak = self.rows = 0
+        self.wide = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -35,8 +41,9 @@ class Watch(TorchDispatchMode):
                 self.alive += size
                 self.peak = max(self.peak, self.alive)
                 weakref.finalize(tensor.untyped_storage(), self._gone, size)
-                if tensor.dim() > 1 and tensor.shape[0] > 1:
-                    self.widest = max(self.widest, tensor.shape[-1] * (tensor.dim() > 2 or tensor.shape[0] < 4096))
+                if tensor.dim() > 2 and tensor.shape[-1] == BINS:
+                    self.rows = max(self.rows, tensor.numel() // BINS)
+                self.wide |= tensor.dim() > 2 and tensor.shape[-1] > VOCABULARY / 10
         return result
 
     def _gone(self, size: int) -> None:
@@ -74,25 +81,52 @@ def test_rollout_and_training_see_the_same_probabilities(
         assert drawn.tokens.unique().numel() > 5
 
 
-@pytest.mark.parametrize("options", KINDS[:2])
-@torch.no_grad()
-def test_nothing_of_the_size_of_the_vocabulary_grows_with_the_batch(
-    published: Published, inputs: Inputs, options: dict[str, Any]
-) -> None:
-    policy = published(**options)
-    policy.model.vision_backbone = Blank()  # the towers' own memory is not in question
+def measured(policy: Policy, inputs: Inputs, counts: tuple[int, int]) -> tuple[float, bool, float]:
+    """Bytes that a sample more takes at the peak, whether a tensor was of the vocabulary's size, logits a sample."""
     peaks = []
-    for count in (8, 64, 256):
+    for count in counts:
         given = inputs(policy, *[0] * count)
         tokens = torch.zeros(count, *policy.codec.action_shape, dtype=torch.int64)
         with Watch() as watch:
             policy.evaluate_actions(given, tokens, 1.0)
             policy.sample(given, 1.0, torch.Generator().manual_seed(0))
         peaks.append(watch.peak)
-        assert watch.widest < VOCABULARY / 10
-    per_sample = (peaks[2] - peaks[1]) / (256 - 64)
-    whole = VOCABULARY * 4 * policy.codec.contract.action.chunk * 7  # logits over the vocabulary, in float32
-    assert 0 < per_sample < whole, f"{per_sample:.0f} bytes a sample"
+    return (peaks[1] - peaks[0]) / (counts[1] - counts[0]), watch.wide, watch.rows / counts[1]
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+@torch.no_grad()
+def test_nothing_of_the_size_of_the_vocabulary_grows_with_the_batch(
+    published: Published, inputs: Inputs, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what would be wasteful is found to be: the vocabulary's logits, or those of the whole sequence."""
+    policy = published(**options)
+    model: Any = policy.model
+    model.vision_backbone = Blank()  # the towers' own memory is not in question
+    decided = policy.codec.contract.action.chunk * 7
+    logits, trunk = 4 * BINS * decided, 4 * 64 * (1 + 4 + 40 + decided + 1)  # bytes, float32
+    # Logits are held a few times over, as probabilities and their sums in float64; so is the trunk's width, in a
+    # block's parts and in the cache.
+    limit = 8 * logits + 40 * trunk
+
+    def frugal(counts: tuple[int, int]) -> bool:
+        per_sample, wide, rows = measured(policy, inputs, counts)
+        return 0 < per_sample < limit and not wide and rows == decided
+
+    assert frugal((64, 256))
+    head, few = model.language_model.lm_head, (8, 24)
+    assert frugal(few)
+    with monkeypatch.context() as wasteful:
+        wasteful.setattr(openvla, "rows_of", lambda layer, hidden, low, high: layer(hidden)[..., low:high])
+        assert not frugal(few), "the whole vocabulary at the action tokens"
+    for rows in (BINS, VOCABULARY):
+
+        def everywhere(_: Any, given: Any, output: Any, rows: int = rows) -> None:
+            head(output.last_hidden_state) if rows == VOCABULARY else rows_of(head, output.last_hidden_state, 0, rows)
+
+        hook = model.trunk.register_forward_hook(everywhere)
+        assert not frugal(few), f"{rows} rows for the whole sequence"
+        hook.remove()
 
 
 class Blank(torch.nn.Module):
