@@ -34,8 +34,8 @@ TINY = NanoConfig(
 
 VIT = ViTConfig(16, 2, 2, 32, patch=16, image_size=64)
 OFT = PublishedConfig(
-    cameras=2, state_dim=11, prompt_length=48, chunk=8, values=1, pad=0, dtype="float32", decoding="parallel", stop=False,
-    dino=VIT, siglip=VIT, language=LlamaSizes(1024, 32, 64, 2, 2, 2),
+    cameras=2, state_dim=11, prompt_length=48, chunk=8, values=1, pad=0, dtype="float32", decoding="parallel",
+    stop=False, dino=VIT, siglip=VIT, language=LlamaSizes(1024, 32, 64, 2, 2, 2),
 )  # fmt: skip
 GEMMA = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2,
          "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
@@ -115,16 +115,19 @@ def test_goes_on_after_a_kill(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
-    [OFT, replace(OFT, head="l1"), replace(OFT, decoding="autoregressive"), PI0],
+    ("model", "untrained"),
+    [(OFT, 5.5), (replace(OFT, head="l1"), 0.5), (replace(OFT, decoding="autoregressive"), 5.5), (PI0, 1.2)],
     ids=["oft", "l1", "autoregressive", "pi0"],
 )
 @pytest.mark.timeout(300)
-def test_other_models_are_imitated_in_one_stage(tmp_path: Path, data: Path, model: ModelConfig) -> None:
-    chosen = replace(config(tmp_path / "run", data), model=model, processes=1, samples=6400)
+def test_other_models_are_imitated_in_one_stage(
+    tmp_path: Path, data: Path, model: ModelConfig, untrained: float
+) -> None:
+    """The loss of held-out episodes gets below what it is before."""
+    chosen = replace(config(tmp_path / "run", data), model=model, processes=1, samples=1600)
     sft.sft(chosen)
     rows = [json.loads(line) for line in (chosen.out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["stage"] for r in rows] == ["imitation"] * 2 and rows[1]["loss"] < rows[0]["loss"]
+    assert [r["stage"] for r in rows] == ["imitation"] and rows[0]["loss"] < 0.95 * untrained
     env = Tabletop(1)
     policy = Policy.load(chosen.out / "checkpoint", env.contract, "test")
     env.reset(0, EpisodeRequest(5))
