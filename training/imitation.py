@@ -135,9 +135,13 @@ def demonstrated(policy: Policy, data: demos.Demonstrations, held_out: float) ->
     first_held = int(data.episode.max()) + 1 - max(1, round(held_out * (int(data.episode.max()) + 1)))
     validation = np.flatnonzero(data.episode >= first_held)
     approach = (data.state[:, -1] > 0.07) & (np.linalg.norm(data.privileged[:, :3], axis=1) > 0.5)  # still to be found
+    if policy.regresses:  # bounded as in OpenVLA-OFT: a column that hardly moves in the demonstrations has outliers
+        actions = np.clip(codec.normalize(data.actions), -1.0, 1.0).astype(np.float32)
+    else:
+        actions = codec.encode_actions(data.actions)
     return Samples(
         inputs,
-        codec.normalize(data.actions).astype(np.float32) if policy.regresses else codec.encode_actions(data.actions),
+        actions,
         data.privileged,
         np.flatnonzero(data.episode < first_held),
         validation[approach[validation]][:VALIDATION_SAMPLES],

@@ -115,16 +115,19 @@ def test_goes_on_after_a_kill(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
-    [OFT, replace(OFT, head="l1"), replace(OFT, decoding="autoregressive"), PI0],
+    ("model", "untrained"),
+    [(OFT, 5.5), (replace(OFT, head="l1"), 0.8), (replace(OFT, decoding="autoregressive"), 5.5), (PI0, 1.56)],
     ids=["oft", "l1", "autoregressive", "pi0"],
 )
 @pytest.mark.timeout(300)
-def test_other_models_are_imitated_in_one_stage(tmp_path: Path, data: Path, model: ModelConfig) -> None:
-    chosen = replace(config(tmp_path / "run", data), model=model, processes=1, samples=6400)
+def test_other_models_are_imitated_in_one_stage(
+    tmp_path: Path, data: Path, model: ModelConfig, untrained: float
+) -> None:
+    """The loss of held-out episodes gets below what it is before."""
+    chosen = replace(config(tmp_path / "run", data), model=model, processes=1, samples=1600)
     sft.sft(chosen)
     rows = [json.loads(line) for line in (chosen.out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["stage"] for r in rows] == ["imitation"] * 2 and rows[1]["loss"] < rows[0]["loss"]
+    assert [r["stage"] for r in rows] == ["imitation"] and rows[0]["loss"] < 0.98 * untrained
     env = Tabletop(1)
     policy = Policy.load(chosen.out / "checkpoint", env.contract, "test")
     env.reset(0, EpisodeRequest(5))

@@ -19,9 +19,10 @@ from training.algorithms.ppo import PPOConfig
 from training.pipeline.engine import PlacementConfig
 from training.run import RunFolder
 from training.train import EnvConfig, TrainConfig, train
+from vla import configuration
 from vla.checkpoint import load
 from vla.contract import ContractError
-from vla.errors import SimrealError
+from vla.errors import ConfigError, SimrealError
 from vla.results import commit
 
 TINY = (
@@ -208,6 +209,13 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     # The placement may change: it is the same run on other processes.
     moved = tiny(out, checkpoint, placement=PlacementConfig(stages=2))
     RunFolder(out, moved, ignore=("out", "placement"))
+
+
+@pytest.mark.parametrize("model", ["nano", "runs/oft/bundle", "model.hidden=64"])
+def test_who_names_a_model_is_told_that_the_option_is_checkpoint(model: str) -> None:
+    words = ["experiment=tabletop_ppo", "out=x", model if "=" in model else f"model={model}"]
+    with pytest.raises(ConfigError, match=r"unknown key 'model[.a-z]*': the option is 'checkpoint' \(bundle to start"):
+        configuration.load(TrainConfig, "train", words)
 
 
 def test_a_finished_run_is_left_alone(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
