@@ -5,7 +5,7 @@ learner that consumes their steps, and weights that go back. All schedules are t
 
 - a stage is a group; where batching is dynamic, each environment on a core of its own is a group of itself;
 - a fragment that is due for update floor(started / steps of an update) may begin when the weights are at most
-  `staleness` updates behind it (the rule of AReaL, arXiv 2505.24298, section 5.1), so that staleness 0 makes phases;
+  `staleness` updates behind it (the rule of AReaL, arXiv 2505.24298), so that staleness 0 makes phases;
 - devices are taken first come, first served; one that learner and rollout share changes hands before and after.
 
 Not modelled: messages, memory, jitter of calls other than environment steps, failures.
@@ -15,7 +15,8 @@ import json
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from training.pipeline.events import Cores, Lane, Loop, Process, Signal
@@ -27,6 +28,7 @@ from training.pipeline.scenarios import (
     Scenario,
     Schedule,
     SeparateEnvironments,
+    disaggregated,
     pipelined,
 )
 
@@ -114,13 +116,20 @@ class _Run:
     def _call(self, component: str, seconds: float, label: str) -> Process:
         """Work on all devices of a component."""
         lanes = [lane for members, lane in self.lanes.items() if component in members]
-        begins: list[float] = []
-        yield self.loop.all([lane.use(seconds, lambda: begins.append(self.loop.now)) for lane in lanes])
-        now = self.loop.now
-        for lane, began in zip(lanes, sorted(begins), strict=True):
-            self.clock.busy[component] += lane.width * (now - began)
-            self.clock.device_s += lane.width * (now - began)
-        self.timeline.append(Interval(component, min(begins), now, label))
+        began: dict[Lane, float] = {}
+        signals = [lane.use(seconds, partial(self._begin, began, lane)) for lane in lanes]
+        for lane, signal in zip(lanes, signals, strict=True):
+            signal.then(partial(self._end, began, lane, component))
+        yield self.loop.all(signals)
+        self.timeline.append(Interval(component, min(began.values()), self.loop.now, label))
+
+    def _begin(self, began: dict[Lane, float], lane: Lane) -> None:
+        began[lane] = self.loop.now
+
+    def _end(self, began: dict[Lane, float], lane: Lane, component: str) -> None:
+        device_s = lane.width * (self.loop.now - began[lane])
+        self.clock.busy[component] += device_s
+        self.clock.device_s += device_s
 
     def _group(self, index: int, first: int, last: int) -> Process:
         """Environments first to last - 1, which ask and step together."""
@@ -295,20 +304,21 @@ def _lanes(loop: Loop, placement: Placement) -> dict[frozenset[str], Lane]:
 
 
 def predict_rollout(
-    environment_s: float, policy_s: float, workers: int, stages: int, cores: int, decisions: int, slots: int
-) -> float:
+    environment_s: float, policy_s: float, workers: int, stages: int, cores: int, decisions: int, slots: int,
+    policy_fixed_s: float = 0.0,
+) -> float:  # fmt: skip
     """Seconds of a rollout on processor cores from stage times of the sequential schedule with one worker.
 
     environment_s, policy_s: busy seconds of a decision of all slots, one process each (`benchmarks/rollout.py`:
-    `environment_busy` and `policy_busy` of `sequential_1` over `decisions`). Half the slots take half the time.
+    `environment_busy` and `policy_busy` of `sequential_1` over `decisions`). policy_fixed_s: the part of policy_s
+    that a call of half the slots costs as well; the rest, and the environments' time, is in proportion to the slots.
     """
     scenario = Scenario(
-        slots, decisions, BatchedEnvironments(0.0, environment_s), Inference(0.0, policy_s / slots), Learner(0.0)
-    )
-    placement = Placement(
-        "cores", range(workers), range(workers, workers + 1), range(workers + 1, workers + 2), cores
-    )
-    return simulate(scenario, placement, pipelined(stages) if stages > 1 else Schedule()).seconds_per_iteration
+        slots, decisions, BatchedEnvironments(0.0, environment_s),
+        Inference(policy_fixed_s, (policy_s - policy_fixed_s) / slots), Learner(0.0),
+    )  # fmt: skip
+    placement = replace(disaggregated(workers, 1, 1), cores=cores)
+    return simulate(scenario, placement, pipelined(stages)).seconds_per_iteration
 
 
 def write_trace(file: Path, timeline: list[Interval]) -> None:

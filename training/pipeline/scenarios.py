@@ -164,7 +164,8 @@ class Schedule:
 
 
 def pipelined(stages: int) -> Schedule:
-    return Schedule("pipelined", stages)
+    """The sequential schedule where there is one stage."""
+    return Schedule("pipelined" if stages > 1 else "sequential", stages)
 
 
 # A simulator that steps all environments on a GPU, and its learner, on three devices.
