@@ -48,7 +48,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Result:
-    """What a simulated run came to, between the end of its first update and that of its last.
+    """What a simulated run came to, from the end of the last update that does not count to that of the last one.
 
     utilisation: busy share of each component's devices, of "environment"s on cores of their own, and of all "devices".
     waiting: share of time that environments wait for the policy's answer ("policy") or for newer weights ("weights"),
@@ -235,10 +235,10 @@ class _Run:
         clock = self.clock
         self.marks.append((self.loop.now, dict(clock.busy), clock.device_s, dict(clock.waiting)))
 
-    def result(self) -> Result:
-        first, last = self.marks[0], self.marks[-1]
+    def result(self, uncounted: int) -> Result:
+        first, last = self.marks[uncounted - 1], self.marks[-1]
         seconds = last[0] - first[0]
-        per_iteration = seconds / (self.iterations - 1)
+        per_iteration = seconds / (self.iterations - uncounted)
         placement, environments = self.placement, self.scenario.environments
         width = {
             "environment": len(placement.environment) or environments,
@@ -256,19 +256,20 @@ class _Run:
 
 
 def simulate(
-    scenario: Scenario, placement: Placement, schedule: Schedule, iterations: int = 3, seed: int = 0
+    scenario: Scenario, placement: Placement, schedule: Schedule, iterations: int = 3, uncounted: int = 1, seed: int = 0
 ) -> Result:
-    """Run `iterations` updates; the first one fills the pipeline and is not counted."""
-    _check(scenario, placement, schedule, iterations)
+    """Run `iterations` updates; the first `uncounted` ones fill the pipeline."""
+    if not 0 < uncounted < iterations:
+        raise ValueError(f"{uncounted} of {iterations} updates are not to count: at least one, and not all, can be")
+    _check(scenario, placement, schedule)
     run = _Run(scenario, placement, schedule, iterations, seed)
     run.go()
-    return run.result()
+    return run.result(uncounted)
 
 
-def _check(scenario: Scenario, placement: Placement, schedule: Schedule, iterations: int) -> None:
+def _check(scenario: Scenario, placement: Placement, schedule: Schedule) -> None:
     separate = isinstance(scenario.environment, SeparateEnvironments)
     wrong = {
-        "two updates at least: the first is not counted": iterations < 2,
         "policy and learner need devices": not placement.policy or not placement.learner,
         "environments on cores of their own have no devices, others need some": separate == bool(placement.environment),
         f"{schedule.stages} stages do not divide {scenario.environments} environments": scenario.environments

@@ -249,6 +249,8 @@ def test_measured_rollouts_are_predicted_within_a_tenth(model: str, pair: str) -
 def test_what_does_not_fit_is_refused(placement: Placement, schedule: Schedule, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(EVEN, placement, schedule)
+    with pytest.raises(ValueError, match="2 of 2 updates"):
+        simulate(EVEN, disaggregated(1, 1, 1), Schedule(), iterations=2, uncounted=2)
 
 
 def test_a_trace_has_every_interval(tmp_path: Path) -> None:
