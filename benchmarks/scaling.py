@@ -52,8 +52,8 @@ GPUS = (8, 16, 32, 64, 128, 256)
 TOLERANCE = 0.10  # of measured rollouts
 SYNC_S = 1.0  # assumed: weights to the policies, in the scaling of separate environments
 STYLES = {
-    "colocated sequential": "o-", "colocated pipelined": "v-", "disaggregated sequential": "s-",
-    "hybrid pipelined": "^-", "asynchronous": "D-",
+    "colocated sequential": "C0o-", "colocated pipelined": "C4v-", "disaggregated sequential": "C1s-",
+    "hybrid pipelined": "C2^-", "asynchronous": "C3D-",
 }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def batched_scaling(values: list[float], weak: bool) -> dict[str, list[dict[str,
             environment=replace(recipe.environment, share_s=recipe.environment.share_s * times),
             learner=replace(recipe.learner, fixed_s=recipe.learner.fixed_s / times),
         )  # fmt: skip
-        splits = [(n, n, gpus - 2 * n) for n in (gpus // 8, gpus // 4, 3 * gpus // 8)]
+        splits = [(n, n, gpus - 2 * n) for n in sorted({part * gpus // 16 for part in range(2, 8)})]
         streams = [
             Schedule("asynchronous", k, "dynamic", fragment=20, microbatch=scenario.steps // 8, staleness=1)
             for k in (2, 4)
