@@ -8,6 +8,8 @@ learner that consumes their steps, and weights that go back. All schedules are t
   `staleness` updates behind it (the rule of AReaL, arXiv 2505.24298), so that staleness 0 makes phases;
 - devices are taken first come, first served; one that learner and rollout share changes hands before and after.
 
+A batch, like an update, is split over all devices of its component; a device takes the next call when it is free.
+
 Not modelled: messages, memory, jitter of calls other than environment steps, failures.
 """
 
