@@ -11,8 +11,11 @@ import torch
 from point_env import MODEL, STEP, point_contract
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.block import RolloutBlock, RolloutShape
-from training.workers.learner import Learner, Memory
+from training.pipeline.block import RolloutBlock, RolloutShape, unlink
+from training.pipeline.weights import WeightsBlock, WeightsLayout
+from training.workers.learner import Learner, LearnerOptions
+from training.workers.memory import Memory
+from vla.lora import FULL
 from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
@@ -43,7 +46,10 @@ def build(tmp_path: Path) -> Iterator[Callable[[PPOConfig], Learner]]:
     model = {**MODEL, "chunk": 2, "values": 1, "auxiliary": 2, "pointing": 2}
     model["vision"] = {**MODEL["vision"], "cells": False}
     words = train_tokenizer(["go"], 512, 8)
-    Policy.untrained(model, point_contract(), statistics, words, seed=1).save(tmp_path / "checkpoint")
+    policy = Policy.untrained(model, point_contract(), statistics, words, seed=1)
+    policy.save(tmp_path / "checkpoint")
+    layout = WeightsLayout.of(policy.model, FULL)
+    weights = WeightsBlock(layout, f"simreal_weights_{tmp_path.name}_{time.time_ns()}", create=True)
     block = RolloutBlock(SHAPE, f"simreal_learner_{tmp_path.name}_{time.time_ns()}", create=True)
     random = np.random.default_rng(0)
     block["images"][:] = random.integers(0, 256, block["images"].shape)
@@ -57,12 +63,14 @@ def build(tmp_path: Path) -> Iterator[Callable[[PPOConfig], Learner]]:
     block["rewards"][:] = block["critic_states"][:-1, :, :, 0]
 
     def make(config: PPOConfig) -> Learner:
-        return Learner(0, 1, str(tmp_path / "checkpoint"), SHAPE, block.name, config, 0, 10, 1, "")
+        options = LearnerOptions(1, str(tmp_path / "checkpoint"), layout, weights.name, config, 0, 10, 1, "")
+        return Learner(0, options, SHAPE, block.name)
 
     yield make
-    block.arrays.clear()
-    block._memory.close()
-    block._memory.unlink()
+    block.close()
+    weights.close()
+    unlink(block.name)
+    unlink(weights.name)
 
 
 CONFIG = PPOConfig(
@@ -116,7 +124,7 @@ def test_a_saved_state_brings_all_optimizers_back(build: Callable[[PPOConfig], L
         learner.update(iteration)
     learner.save(str(tmp_path))
     other = build(CONFIG)
-    other.restore(str(tmp_path))
+    other.restore(str(tmp_path), 2)
     for made in (learner, other):
         made.memory = Memory(100)  # frames are not saved: both begin without
         made.update(2)

@@ -16,7 +16,7 @@ import ray
 from point_env import untrained
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.engine import PlacementConfig
+from training.pipeline.placement import PlacementConfig
 from training.run import RunFolder
 from training.train import EnvConfig, TrainConfig, train
 from vla.checkpoint import load
