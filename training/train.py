@@ -10,6 +10,7 @@ from rich.console import Console
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import ray_session
+from training.pipeline.asynchronous import Asynchronous
 from training.pipeline.engine import Engine, Rollout
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
@@ -18,7 +19,7 @@ from vla.cli import Command
 from vla.lora import Lora
 from vla.results import write_json
 
-SCHEDULES: dict[str, type[Engine]] = {"synchronous": Synchronous}
+SCHEDULES: dict[str, type[Engine]] = {"synchronous": Synchronous, "asynchronous": Asynchronous}
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ def collect(futures: dict[str, Any]) -> list[Any]:
     while waiting:  # whoever waits for a failed one in a collective may wait for ever
         done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else UPDATE_DEADLINE_S)
         if not done and not failures:
-            silent = ", ".join(names[future] for future in waiting)
-            remedy = "The same command goes on after the last complete iteration; a smaller minibatch is quicker."
-            raise EngineError(f"no answer from {silent} for {UPDATE_DEADLINE_S} s", code="WORKER", remedy=remedy)
+            raise silence([names[future] for future in waiting])
         if not done:
             break
         try:
@@ -74,6 +72,12 @@ def collect(futures: dict[str, Any]) -> list[Any]:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, SimrealError) else worker_error(name, error) from error
     return ray.get(list(names))
+
+
+def silence(names: list[str]) -> EngineError:
+    """What to tell when workers do not answer."""
+    remedy = "The same command goes on after the last complete iteration; a smaller minibatch is quicker."
+    return EngineError(f"no answer from {', '.join(names)} for {UPDATE_DEADLINE_S} s", code="WORKER", remedy=remedy)
 
 
 def worker_error(name: str, error: Exception) -> EngineError:
