@@ -54,6 +54,8 @@ def placed(**changes: Any) -> PlacementConfig:
         ({"lanes": 3}, "8 environments can't be split evenly over 2 workers x 3 lanes"),
         ({"lanes": 8}, "8 environments can't be split evenly over 2 workers x 8 lanes"),
         ({"lanes": 0}, "can't be split evenly over 2 workers x 0 lanes"),
+        ({"stages": 2}, "stages is 2"),
+        ({"schedule": "synchronous"}, "lanes is 2"),
         ({"staleness": -1}, "staleness is -1"),
         ({"batch_max": 3}, "a batch of 3 can't be made of lanes with 2 environments"),
         ({"batch_max": 1}, "a batch of 1 can't be made of lanes with 2 environments"),
@@ -281,7 +283,7 @@ def test_on_fresh_data_streaming_has_the_gradient_of_the_synchronous_learner(
 
 def test_old_data_are_weighted_and_further_passes_are_clipped_against_the_first(learners: dict[str, Any]) -> None:
     block = learners["block"]
-    block["log_probs"][0] += np.log(0.6) / 4  # an action has 4 tokens: it was 0.6 times as likely, its weight is 1 / 0.6
+    block["log_probs"][0] += np.log(0.6) / 4  # an action has 4 tokens: it was less likely, its weight is 1 / 0.6
     block["log_probs"][1] += np.log(0.25) / 4  # would be 4, and is cut to 2
     block["versions"][1] = 0
     block["versions"][0] = 1

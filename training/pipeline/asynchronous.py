@@ -80,6 +80,7 @@ class Asynchronous(Engine):
         while waiting:
             if time.monotonic() > end:
                 raise silence([futures[future] for future in waiting])
+            self.dispatcher.check()
             done, rest = ray.wait([*waiting, *self.serving], num_returns=1, timeout=LOOK_S)
             waiting = [future for future in waiting if future in rest]
             if any(future in futures and _failed(future) for future in done):
@@ -179,7 +180,6 @@ class Asynchronous(Engine):
         log = traffic.episodes
         log.step_s = float(seconds[lanes, Doing.STEPPING].mean())
         log.wait_s = float(seconds[lanes, Doing.ASKING].mean())
-        log.begun = self.counters()
         began, self.read_s = self.read_s, time.monotonic()
         measures = {
             "rollout/dropped_fragments": float(traffic.dropped),

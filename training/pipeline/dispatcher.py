@@ -8,6 +8,7 @@ from pathlib import Path
 from training.pipeline.bell import ABORT, Bell, PipelineAborted
 from training.pipeline.block import RolloutBlock
 from training.pipeline.board import Board
+from training.pipeline.placement import EngineError
 from training.workers.episodes import EpisodeLog
 from training.workers.lanes import WANT
 
@@ -56,6 +57,14 @@ class Dispatcher:
         if self._thread.is_alive():
             self.bell.ring(*ABORT)
             self._thread.join()
+
+    def check(self) -> None:
+        """Raise an error if it serves no longer."""
+        if not self._thread.is_alive():
+            raise EngineError(
+                "the dispatcher failed, see the error above", code="WORKER",
+                remedy="The same command goes on after the last complete iteration.",
+            )  # fmt: skip
 
     def release(self, update: int) -> None:
         """The learners have done with the fragments of an update, and the weights are there."""
@@ -126,5 +135,6 @@ class Dispatcher:
             update = (self.sent + len(self.playing)) // self.per_update  # if all finish in the order of their beginning
             self.playing[fragment] = lane
             self.turns += 1
-            self.board["grant"][lane] = self.turns, fragment, update
+            self.board["grant"][lane, 1:] = fragment, update
+            self.board["grant"][lane, 0] = self.turns  # last: this is what the lane looks for
             self.lanes[lane].ring(lane, 0, 0)

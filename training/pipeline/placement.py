@@ -88,6 +88,12 @@ def plan(
         raise EngineError(
             f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
         )
+    foreign = "stages" if placement.schedule == "asynchronous" else "lanes"
+    if (value := getattr(placement, foreign)) != 1:
+        raise EngineError(
+            f"{foreign} is {value}, but the {placement.schedule} schedule has none", code="PLACEMENT",
+            remedy=f"Set placement.{foreign}=1, or choose the other schedule.",
+        )  # fmt: skip
     if placement.schedule == "asynchronous":
         _check_lanes(slots, decisions, algorithm, placement)
     else:
