@@ -32,7 +32,10 @@ from rich.console import Console
 from training.algorithms.ppo import PPOConfig
 from training.envs.base import EpisodeRequest
 from training.envs.tabletop import TIMESTEP, Tabletop
-from training.pipeline.engine import Engine, PlacementConfig, Rollout, ray_session
+from training.pipeline.actors import ray_session
+from training.pipeline.engine import Rollout
+from training.pipeline.placement import PlacementConfig
+from training.pipeline.synchronous import Synchronous
 from training.sft import SftConfig
 from vla import configuration
 from vla.policy import Policy
@@ -47,7 +50,7 @@ SEED = 77_000_000
 EPISODES = 48  # of a repeat of part 1
 ENVIRONMENTS = 8  # of part 1
 PLACEMENTS = {
-    f"{name}_{workers}": PlacementConfig(workers, stages=stages, policy_threads=1, learners=0)
+    f"{name}_{workers}": PlacementConfig(environment_workers=workers, stages=stages, policy_threads=1, learners=0)
     for workers in (1, 2)
     for name, stages in (("sequential", 1), ("pipelined", 2))
 }
@@ -169,10 +172,10 @@ def measure_placements(model: str, repeats: int, slots: int, decisions: int, con
     with tempfile.TemporaryDirectory() as temporary, ray_session():
         checkpoint = Path(temporary) / "untrained"
         parameters = untrained(checkpoint, model)
-        engines: dict[str, Engine] = {}
+        engines: dict[str, Synchronous] = {}
         try:
             for name, placement in PLACEMENTS.items():
-                engines[name] = Engine(
+                engines[name] = Synchronous(
                     checkpoint, Path(temporary) / name, "tabletop", {}, "in_distribution", slots, decisions,
                     PPOConfig(), placement, SEED, repeats,
                 )  # fmt: skip

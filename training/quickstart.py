@@ -17,7 +17,7 @@ from rich.console import Console
 from training.algorithms.ppo import PPOConfig
 from training.demos import DemosConfig, demos
 from training.evaluate import EvalConfig, evaluate
-from training.pipeline.engine import PlacementConfig
+from training.pipeline.placement import PlacementConfig
 from training.report import ReportConfig, report
 from training.sft import SftConfig, sft
 from training.train import EnvConfig, TrainConfig, train

@@ -9,11 +9,17 @@ import numpy as np
 from rich.console import Console
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.engine import Engine, PlacementConfig, Rollout, plan, ray_session
+from training.pipeline.actors import ray_session
+from training.pipeline.asynchronous import Asynchronous
+from training.pipeline.engine import Engine, Rollout
+from training.pipeline.placement import PlacementConfig, plan
+from training.pipeline.synchronous import Synchronous
 from training.run import RunFolder
 from vla.cli import Command
 from vla.lora import Lora
 from vla.results import write_json
+
+SCHEDULES: dict[str, type[Engine]] = {"synchronous": Synchronous, "asynchronous": Asynchronous}
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,11 @@ def train(config: TrainConfig) -> None:
         return
     plan(
         config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
-        config.algorithm, config.placement,
+        config.algorithm, config.placement, config.lora,
     )  # fmt: skip
     run.create()
     with ray_session():
-        engine = Engine(
+        engine = SCHEDULES[config.placement.schedule](
             config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
             config.slots, config.decisions, config.algorithm, config.placement, config.seed,
             config.iterations, config.lora,
@@ -82,18 +88,16 @@ def train(config: TrainConfig) -> None:
         began = time.perf_counter() - elapsed
         write_json(config.out / "processes.json", engine.processes)
         for iteration in range(first, config.iterations):
-            rollout = engine.rollout(iteration)
+            rollout, update = engine.iterate(iteration)
             write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
-            update = engine.update(iteration)
             row = summarize(rollout, update.metrics)
             env_steps += int(row["rollout/env_steps"])
             row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
             state = run.begin_state()
             engine.save(state)
-            counters = [c.tolist() for c in engine.counters]
             totals = {
                 "iteration": iteration,
-                "counters": counters,
+                "counters": engine.counters().tolist(),
                 "env_steps": env_steps,
                 "elapsed_s": row["time/elapsed_s"],
             }
@@ -116,7 +120,7 @@ def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:
         run.forget_after(0)
         return 0, 0, 0.0
     state = json.loads((latest / "state.json").read_text())
-    engine.restore(latest, state["counters"])
+    engine.restore(latest, state["iteration"] + 1, state["counters"])
     run.forget_after(state["iteration"] + 1)
     return state["iteration"] + 1, state["env_steps"], state["elapsed_s"]
 
@@ -140,10 +144,9 @@ def summarize(rollout: Rollout, update: dict[str, float]) -> dict[str, float]:
         "time/policy_s": rollout.policy.forward_s,
         "time/policy_wait_s": rollout.policy.wait_s,
         "time/env_steps_per_s": steps / rollout.seconds,
+        **rollout.measures,
     }
-    for key, value in update.items():
-        row["time/update_s" if key == "update_s" else f"train/{key}"] = value
-    return row
+    return row | {f"{'time' if key.endswith('_s') else 'train'}/{key}": value for key, value in update.items()}
 
 
 def _line(iteration: int, iterations: int, row: dict[str, float]) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STEP = 0.2  # m, longest movement of a control step along each axis
 REACHED = 0.15  # m
 MAX_STEPS = 12
+SLOW_S = 0.4
 CRITIC = 2  # numbers that a critic is told
 PRIVILEGED = 0  # numbers that an auxiliary output is taught
 DIMENSIONS = 4  # x, y, z, gripper
@@ -77,8 +78,9 @@ class PointEnv:
 
     pause_s: every step takes so long.
     trouble: folder for files that make an environment misbehave. The first one that finds `exit`, `raise`,
-        `hang` or `reset` there takes it away, notes its process id in `exit.done` and so on, and dies,
-        raises, sleeps, or raises in its next reset. As long as there is a `nan`, rewards are NaN.
+        `hang`, `slow` or `reset` there takes it away, notes its process id in `exit.done` and so on, and dies,
+        raises, sleeps, takes SLOW_S for each step from then on, or raises in its next reset. As long as there is
+        a `nan`, rewards are NaN.
     """
 
     def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
@@ -148,6 +150,8 @@ class PointEnv:
             os._exit(1)
         if self._asked_to("raise"):
             raise RuntimeError("the gripper fell off")
+        if self._asked_to("slow"):
+            self.pause_s = SLOW_S
         if self._asked_to("hang"):
             time.sleep(3600)
 

@@ -13,8 +13,11 @@ import torch
 from point_env import MODEL, STEP, point_contract
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.block import RolloutBlock, RolloutShape
-from training.workers.learner import Learner, Memory
+from training.pipeline.block import RolloutBlock, RolloutShape, unlink
+from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
+from training.workers.learner import Learner, LearnerOptions
+from training.workers.memory import Memory
+from vla import lora
 from vla.lora import FULL, Lora
 from vla.models.published import LlamaSizes, PublishedConfig
 from vla.models.vit import ViTConfig
@@ -58,6 +61,7 @@ def build(tmp_path: Path) -> Iterator[Build]:
         ArrayStatistics.from_bounds([-1.0] * 3, [1.0] * 3),
     )
     words = train_tokenizer(["go"], 512, 8)
+    weights: list[WeightsBlock] = []
     block = RolloutBlock(SHAPE, f"simreal_learner_{tmp_path.name}_{time.time_ns()}", create=True)
     random = np.random.default_rng(0)
     block["images"][:] = random.integers(0, 256, block["images"].shape)
@@ -72,14 +76,22 @@ def build(tmp_path: Path) -> Iterator[Build]:
 
     def make(config: PPOConfig, model: dict[str, Any] = NANO, adapters: Lora = FULL) -> Learner:
         checkpoint = tmp_path / "checkpoint"
-        policy = Policy.untrained(model, point_contract(), statistics, words, seed=1)
-        policy.save(checkpoint) if not checkpoint.exists() else None
-        return Learner(0, 1, str(checkpoint), SHAPE, block.name, config, 0, 10, 1, "", adapters)
+        if not checkpoint.exists():
+            Policy.untrained(model, point_contract(), statistics, words, seed=1).save(checkpoint)
+        policy = Policy.load(checkpoint, None)
+        if adapters.rank:
+            lora.attach(policy.model, adapters)
+        layout = WeightsLayout.of(policy.model, adapters)
+        weights.append(WeightsBlock(layout, f"simreal_weights_{tmp_path.name}_{time.time_ns()}", create=True))
+        options = LearnerOptions(1, str(checkpoint), layout, weights[-1].name, config, 0, 10, 1, "", adapters=adapters)
+        return Learner(0, options, SHAPE, block.name)
 
     yield make
-    block.arrays.clear()
-    block._memory.close()
-    block._memory.unlink()
+    block.close()
+    unlink(block.name)
+    for part in weights:
+        part.close()
+        unlink(part.name)
 
 
 CONFIG = PPOConfig(
@@ -133,7 +145,7 @@ def test_a_saved_state_brings_all_optimizers_back(build: Build, tmp_path: Path) 
         learner.update(iteration)
     learner.save(str(tmp_path))
     other = build(CONFIG)
-    other.restore(str(tmp_path))
+    other.restore(str(tmp_path), 2)
     for made in (learner, other):
         made.memory = Memory(100)  # frames are not saved: both begin without
         made.update(2)
@@ -150,7 +162,7 @@ def test_adapters_and_their_optimizer_come_back(build: Build, tmp_path: Path) ->
         learner.update(iteration)
     learner.save(str(tmp_path))
     moved = {k for k, v in learner.policy.model.state_dict().items() if not torch.equal(v, fresh[k])}
-    assert moved == set(learner.weights()) and any(".lora_B." in name for name in moved)
+    assert moved == set(sent(learner.policy.model, learner.adapters)) and any(".lora_B." in name for name in moved)
     other = build(config, OFT.data(), Lora(rank=2))
     other.restore(str(tmp_path))
 

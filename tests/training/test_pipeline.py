@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from point_env import point_contract, untrained
 from safetensors.torch import load_file
 from torch import nn
 
 from training.algorithms.ppo import PPOConfig
+from training.pipeline.actors import ray_session
 from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
-from training.pipeline.block import ALIGNMENT, RolloutBlock, RolloutShape
-from training.pipeline.engine import Engine, EngineError, PlacementConfig, plan, ray_session
+from training.pipeline.block import ALIGNMENT, RolloutBlock, RolloutShape, unlink
+from training.pipeline.placement import EngineError, PlacementConfig, plan
+from training.pipeline.synchronous import Synchronous
 from vla.contract import ContractError
 from vla.lora import FULL, Lora
 from vla.policy import Policy
@@ -32,9 +35,8 @@ SETTINGS = {"image_size": 16, "chunk": 2}
 def block(tmp_path: Path) -> Iterator[RolloutBlock]:
     made = RolloutBlock(SHAPE, f"simreal_test_{tmp_path.name}_{time.time_ns()}", create=True)
     yield made
-    made.arrays.clear()
-    made._memory.close()
-    made._memory.unlink()
+    made.close()
+    unlink(made.name)
 
 
 def test_arrays_are_aligned_and_do_not_overlap(block: RolloutBlock) -> None:
@@ -203,17 +205,17 @@ def ray_() -> Iterator[None]:
 
 def engine(
     checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, lora: Lora = FULL, **settings: str
-) -> Engine:
+) -> Synchronous:
     placement = PlacementConfig(
         environment_workers=2, stages=stages, policy_threads=1, learners=1, deadline_s=deadline_s
     )
-    return Engine(
+    return Synchronous(
         checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", SLOTS, DECISIONS,
         PPOConfig(minibatches=2), placement, 3, 10, lora,
     )  # fmt: skip
 
 
-def play(made: Engine, iterations: int) -> tuple[list[dict[str, np.ndarray]], list[list[float]]]:
+def play(made: Synchronous, iterations: int) -> tuple[list[dict[str, np.ndarray]], list[list[float]]]:
     """What the block holds after each iteration, and the returns of the finished episodes of each worker."""
     seen, returns = [], []
     for iteration in range(iterations):
@@ -228,7 +230,7 @@ def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint
     for stages in (1, 2):
         made = engine(checkpoint, tmp_path / str(stages), stages)
         try:
-            played.append((*play(made, 3), np.concatenate(made.counters)))
+            played.append((*play(made, 3), made.counters()))
         finally:
             made.close()
     (sequential, returns, begun), (pipelined, other_returns, other_begun) = played
@@ -266,7 +268,7 @@ def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
         }
         for iteration, (kind, reason) in enumerate(reasons.items(), 1):
             before = dict(made.processes)
-            begun = np.concatenate(made.counters)
+            begun = made.counters()
             if kind == "reset":
                 made.fresh = True  # its very first reset of the iteration fails
             capfd.readouterr()
@@ -280,7 +282,7 @@ def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
             assert f"{name} (process {culprit}) is restarted: {reason.format(name=name)}" in said
             assert said.count("is restarted") == 1
             assert {k for k in before if before[k] != made.processes[k]} == {name}
-            assert (np.concatenate(made.counters) > begun).all()  # other episodes than before
+            assert (made.counters() > begun).all()  # other episodes than before
             assert [len(log.begun) for log in rollout.episodes] == [4, 3]
             assert made.block["executed"].any(-1).sum() + made.block["boundary"][:-1].sum() == SLOTS * DECISIONS
             assert np.isfinite(made.update(iteration).metrics["loss"])
@@ -295,10 +297,13 @@ def test_with_adapters_nothing_else_is_trained_sent_and_saved(ray_: None, checkp
             rollout = made.rollout(iteration)
             update = made.update(iteration)
             assert np.isfinite(update.metrics["loss"]) and rollout.episodes
-        weights = update.weights
-        assert weights is not None
+        layout = plan(
+            checkpoint, "point_env:make", SETTINGS, SLOTS, DECISIONS, PPOConfig(minibatches=2), made.placement, Lora(2)
+        ).weights
+        weights = {name: torch.zeros(shape, dtype=kind) for name, (shape, kind) in layout.tensors.items()}
+        assert made.weights.read(weights) == iteration + 1
         assert all(".lora_" in name or name.startswith(("value_head.", "proprio", "action_head.")) for name in weights)
-        assert any(".lora_B." in name and value.any() for name, value in weights.items())
+        assert any(".lora_B." in name and bool(value.any()) for name, value in weights.items())
         (tmp_path / "state").mkdir()
         made.save(tmp_path / "state")
         made.export(tmp_path / "bundle", {}, {})

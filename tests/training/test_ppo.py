@@ -58,6 +58,36 @@ def test_weights_and_statistics_of_the_policy_loss() -> None:
     assert float(found["ratio"]) == pytest.approx((1.1 * 1 + 2.0 * 2 + 0.5 * 1) / 4)
 
 
+def test_decoupled_loss_by_hand() -> None:
+    """Three samples; the proximal policy is between the one that acted and the present one."""
+    acted = torch.tensor([0.5, 0.2, 0.4]).log()
+    proximal = torch.tensor([0.6, 0.6, 0.1]).log()
+    present = torch.tensor([0.66, 0.9, 0.05]).log().requires_grad_()
+    importance, cut = ppo.importance_weights(proximal, acted, cap=2.0)
+    assert importance.tolist() == pytest.approx([1.2, 2.0, 0.25])  # the second one would be 3
+    assert cut.tolist() == [0.0, 1.0, 0.0]
+    advantage, weights = torch.tensor([1.0, 2.0, -4.0]), torch.tensor([1.0, 1.0, 2.0])
+    loss, found = ppo.policy_loss(present, proximal, advantage, weights, CONFIG, importance)
+    # Ratios 1.1; 1.5, clipped at 1.3; 0.5, clipped at 0.8, which is the smaller one with a negative advantage.
+    terms = [1.2 * 1.1 * 1.0, 2.0 * 1.3 * 2.0, 0.25 * 0.8 * -4.0]
+    assert float(loss.detach()) == pytest.approx(-(terms[0] + terms[1] + 2 * terms[2]) / 4)
+    assert float(found["clip_fraction"]) == pytest.approx((1 + 2) / 4)
+    loss.backward()
+    assert present.grad is not None
+    assert present.grad.tolist() == pytest.approx([-1.2 * 1.1 / 4, 0.0, 0.0])
+
+
+def test_where_the_proximal_policy_is_the_present_one_the_gradient_is_the_policy_gradient() -> None:
+    present = torch.tensor([0.3, 0.8]).log().requires_grad_()
+    proximal = present.detach()
+    importance, _ = ppo.importance_weights(proximal, torch.tensor([0.6, 0.2]).log(), cap=2.0)
+    advantage = torch.tensor([1.0, -3.0])
+    loss, _ = ppo.policy_loss(present, proximal, advantage, torch.ones(2), PPOConfig(), importance)
+    loss.backward()
+    assert present.grad is not None
+    assert present.grad.tolist() == pytest.approx([-0.5 * 1.0 / 2, -2.0 * -3.0 / 2])
+
+
 def test_value_loss_plain_clipped_and_weighted() -> None:
     values, old, returns = (
         torch.tensor([[2.0], [5.0]]),

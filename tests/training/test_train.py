@@ -16,7 +16,7 @@ import ray
 from point_env import untrained
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.engine import PlacementConfig
+from training.pipeline.placement import PlacementConfig
 from training.run import RunFolder
 from training.train import EnvConfig, TrainConfig, train
 from vla import configuration
@@ -128,6 +128,49 @@ def test_ppo_learns_to_reach_the_point(start: Start, critic: str) -> None:
     assert trained.provenance.curve["iterations"] == 14
     assert trained.provenance.config["slots"] == 16
     assert trained.provenance.commit == commit()
+
+
+ASYNCHRONOUS = ("placement=asynchronous", "placement.environment_workers=2", "placement.lanes=2")
+
+
+def test_ppo_learns_with_the_asynchronous_schedule(start: Start) -> None:
+    run = start(
+        *ASYNCHRONOUS, "algorithm=ppo", "slots=16", "decisions=16", "iterations=16", "algorithm.learning_rate=1e-3",
+        "algorithm.epochs=3", "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
+        "placement.micro_batch=20",
+    )  # fmt: skip
+    assert run.finish() == 0, run.text
+    success = [row["rollout/success"] for row in run.rows]
+    assert max(success[:2]) < 0.75
+    assert sum(success[-4:]) / 4 > 0.85
+    assert all(row["train/staleness_max"] <= 1 for row in run.rows)
+    assert any(row["train/staleness_mean"] > 0 for row in run.rows), "nothing overlapped"
+    waits = ("env_wait_s", "env_throttled_s", "policy_wait_s", "learner_wait_s")
+    assert all(row[f"time/{name}"] >= 0 for row in run.rows for name in waits)
+    assert all(4 <= row["rollout/batch_mean"] <= 16 for row in run.rows)
+    load(run.out / "checkpoint", None)
+
+
+def test_the_asynchronous_schedule_resumes_after_kill_of_the_driver(start: Start) -> None:
+    options = (*ASYNCHRONOUS, "iterations=14", "env.settings.pause_s=0.02", "placement.learners=2")
+    first = start(*options)
+    first.wait_for(lambda: len(first.rows) >= 3)
+    orphans = [psutil.Process(p) for p in first.workers.values()]
+    first.kill()
+    done = len(first.rows)
+    saved = max((first.out / "states").glob("iteration_*"))
+    last = int(saved.name.rsplit("_", 1)[1])
+    begun = sum(json.loads((saved / "state.json").read_text())["counters"])
+    assert last >= done - 2 and begun >= 8
+    second = start(*options)
+    assert second.finish() == 0, second.text
+    assert f"resuming {second.out} at iteration {last + 1}" in second.text
+    assert iterations(second) == list(range(14))
+    steps = [row["time/total_env_steps"] for row in second.rows]
+    assert steps == sorted(steps)
+    final = max((second.out / "states").glob("iteration_*"))
+    assert sum(json.loads((final / "state.json").read_text())["counters"]) > begun
+    assert not psutil.wait_procs(orphans, timeout=10)[1], "workers of the killed driver are still there"
 
 
 def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: Start) -> None:

@@ -17,6 +17,7 @@ class PPOConfig:
     clip_low: ratios below 1 - clip_low are clipped.
     clip_high: ratios above 1 + clip_high are clipped.
     dual_clip: bound of the ratio where the advantage is negative (Ye et al. 2020), null for none.
+    importance_cap: asynchronous: bound of the importance weights, the proximal over the acting policy's probability.
     value_clip: bound of a value's change, null for none.
     huber: width of the Huber loss on values, null for the squared error.
     value_coef: weight of the value loss.
@@ -52,6 +53,7 @@ class PPOConfig:
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = 3.0
+    importance_cap: float = 2.0
     value_clip: float | None = 0.2
     huber: float | None = 10.0
     value_coef: float = 0.5
@@ -100,18 +102,31 @@ def policy_loss(
     advantage: torch.Tensor,
     weights: torch.Tensor,
     config: PPOConfig,
+    importance: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Clipped surrogate, averaged by `weights`; all of one shape. Statistics: clip_fraction, ratio."""
+    """Clipped surrogate, averaged by `weights`; all of one shape. Statistics: clip_fraction, ratio.
+
+    importance: of every sample, where `old` is not the policy that acted (decoupled PPO, Hilton et al. 2022): the
+        ratio is kept near the proximal policy `old`, and `importance_weights` correct for the one that acted.
+    """
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     if config.dual_clip is not None:
         surrogate = torch.where(advantage < 0, torch.maximum(surrogate, config.dual_clip * advantage), surrogate)
+    if importance is not None:
+        surrogate = importance * surrogate
     outside = ((ratio - clipped).abs() > 0).float()
     return -weighted_mean(surrogate, weights), {
         "clip_fraction": weighted_mean(outside, weights).detach(),
         "ratio": weighted_mean(ratio, weights).detach(),
     }
+
+
+def importance_weights(proximal: torch.Tensor, acted: torch.Tensor, cap: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """min(proximal / acted, cap) of log-probabilities of one shape, and a float mask of those above the cap."""
+    ratio = (proximal - acted).exp()
+    return ratio.clamp(max=cap), (ratio > cap).float()
 
 
 def value_loss(

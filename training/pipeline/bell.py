@@ -16,11 +16,12 @@ ABORT = (-1, -1, -1)
 
 
 class PipelineTimeout(SimrealError):
-    """A process waited past its deadline; `missing` are the workers that it waited for."""
+    """A process waited past its deadline; `missing` are the environment workers that it waited for, if it did."""
 
     def __init__(self, waiting: str, missing: tuple[int, ...], seconds: float, what: str):
         names = ", ".join(f"environment worker {i}" for i in missing)
-        super().__init__(f"{waiting} waited {seconds:g} s for {names} ({what})", code="PIPELINE_TIMEOUT")
+        awaited = f"{names} ({what})" if missing else what
+        super().__init__(f"{waiting} waited {seconds:g} s for {awaited}", code="PIPELINE_TIMEOUT")
         self.waiting, self.missing, self.seconds, self.what = waiting, missing, seconds, what
 
     def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...], float, str]]:

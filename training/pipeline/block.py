@@ -7,11 +7,41 @@ Nothing is copied or pickled on the way.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import resource_tracker, shared_memory
+from typing import Any
 
 import numpy as np
 
 ALIGNMENT = 64  # bytes
 _MADE_HERE: set[str] = set()  # blocks that this process made and has to remove
+
+Arrays = Mapping[str, tuple[tuple[int, ...], Any]]  # name -> shape and numpy type
+
+
+class SharedArrays:
+    """Named arrays in a named block of shared memory, as its `arrays`."""
+
+    def __init__(self, layout: Arrays, name: str, create: bool = False):
+        self.name = name
+        if create:
+            unlink(name)
+        self._memory = shared_memory.SharedMemory(name, create=create, size=size_of(layout) if create else 0)
+        if create:
+            _MADE_HERE.add(name)
+        elif name not in _MADE_HERE:  # the tracker of a process that only reads would remove the block too early
+            resource_tracker.unregister(self._memory._name, "shared_memory")
+        self.arrays: dict[str, np.ndarray] = {}
+        offset = 0
+        for key, (dimensions, kind) in layout.items():
+            array: np.ndarray = np.ndarray(dimensions, kind, self._memory.buf, offset)
+            offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+            self.arrays[key] = array
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def close(self) -> None:
+        self.arrays.clear()
+        self._memory.close()
 
 
 @dataclass(frozen=True)
@@ -19,6 +49,7 @@ class RolloutShape:
     """Sizes: T decisions, N slots, K cameras, S state, L prompt, C x D actions, V values, A privileged.
 
     critic: numbers of the state that a privileged critic is told.
+    fragments: so many rollouts in one block, one after the other; 0 for a single one without that dimension.
     """
 
     decisions: int
@@ -31,11 +62,13 @@ class RolloutShape:
     values: int
     privileged: int
     critic: int
+    fragments: int = 0
 
-    def arrays(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
+    def arrays(self) -> Arrays:
         """Name -> shape and type. Observations have one row more: the last one is the bootstrap's."""
-        t, n = self.decisions, self.slots
-        after, tokens = (t + 1, n), (t + 1, n, self.chunk, self.action_dim)
+        several = (self.fragments,) if self.fragments else ()
+        each, after = (*several, self.decisions, self.slots), (*several, self.decisions + 1, self.slots)
+        tokens = (*after, self.chunk, self.action_dim)
         return {
             "images": ((*after, *self.image), np.uint8),
             "state": ((*after, self.state), np.float32),
@@ -46,39 +79,26 @@ class RolloutShape:
             "action_tokens": (tokens, np.int16),
             "log_probs": (tokens, np.float32),
             "values": ((*after, self.values), np.float32),
-            "rewards": ((t, n, self.chunk), np.float32),
-            "executed": ((t, n, self.chunk), np.bool_),
-            "terminated": ((t, n), np.bool_),
-            "truncated": ((t, n), np.bool_),
+            "versions": (after, np.int32),  # of the weights that decided
+            "rewards": ((*each, self.chunk), np.float32),
+            "executed": ((*each, self.chunk), np.bool_),
+            "terminated": (each, np.bool_),
+            "truncated": (each, np.bool_),
+            "lengths": (each, np.int32),  # of the episode that ended here, in control steps; 0 if none did
+            "returns": (each, np.float64),
+            "successes": (each, np.bool_),
         }
 
     @property
     def nbytes(self) -> int:
-        total = 0
-        for shape, kind in self.arrays().values():
-            total += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // ALIGNMENT) * ALIGNMENT
-        return total
+        return size_of(self.arrays())
 
 
-class RolloutBlock:
-    """The arrays of a `RolloutShape` in a named block of shared memory, as its `arrays`."""
+class RolloutRows:
+    """The arrays of one rollout, wherever they lie."""
 
-    def __init__(self, shape: RolloutShape, name: str, create: bool = False):
-        self.shape = shape
-        self.name = name
-        if create:
-            unlink(name)
-        self._memory = shared_memory.SharedMemory(name, create=create, size=shape.nbytes if create else 0)
-        if create:
-            _MADE_HERE.add(name)
-        elif name not in _MADE_HERE:  # the tracker of a process that only reads would remove the block too early
-            resource_tracker.unregister(self._memory._name, "shared_memory")
-        self.arrays: dict[str, np.ndarray] = {}
-        offset = 0
-        for key, (dimensions, kind) in shape.arrays().items():
-            array = np.ndarray(dimensions, kind, self._memory.buf, offset)
-            offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-            self.arrays[key] = array
+    def __init__(self, shape: RolloutShape, arrays: dict[str, np.ndarray]):
+        self.shape, self.arrays = shape, arrays
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]
@@ -88,17 +108,42 @@ class RolloutBlock:
         for array in self.arrays.values():
             array[:] = 0
 
-    def carry_over(self) -> None:
-        """Make the last row the first: its observation is decided already, by the bootstrap's forward."""
-        for array in self.arrays.values():
-            if len(array) == self.shape.decisions + 1:
-                array[0] = array[-1]
+    def last_row(self) -> dict[str, np.ndarray]:
+        """Views of what lies after the last decision: it is decided already, by the bootstrap's forward."""
+        return {k: array[-1] for k, array in self.arrays.items() if len(array) == self.shape.decisions + 1}
+
+    def carry_over(self, row: Mapping[str, np.ndarray] | None = None) -> None:
+        """Begin with the last row of the rollout before, by default the one that was here."""
+        opening = self.last_row() if row is None else row
+        for key, array in self.arrays.items():
+            if key in opening:
+                array[0] = opening[key]
             else:
                 array[:] = 0
 
+
+class RolloutBlock(RolloutRows):
+    """The arrays of a `RolloutShape` in a named block of shared memory; `fragments` are its parts, if it has some."""
+
+    def __init__(self, shape: RolloutShape, name: str, create: bool = False):
+        self._shared = SharedArrays(shape.arrays(), name, create)
+        super().__init__(shape, self._shared.arrays)
+        self.name = name
+        self.fragments = [
+            RolloutRows(shape, {k: array[index] for k, array in self.arrays.items()})
+            for index in range(shape.fragments)
+        ]
+
     def close(self) -> None:
-        self.arrays.clear()
-        self._memory.close()
+        for part in self.fragments:
+            part.arrays.clear()
+        self._shared.close()
+
+
+def size_of(layout: Arrays) -> int:
+    """Bytes of a block."""
+    sizes = (int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values())
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 def unlink(name: str) -> None:

@@ -16,6 +16,10 @@ from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
+from training.workers import gap
+from training.workers.gap import LogProbGap
+from training.workers.memory import FRAME, Memory
 from vla import lora
 from vla.errors import SimrealError
 from vla.lora import FULL, Lora
@@ -34,9 +38,7 @@ STATISTICS = (
     "clip_fraction",
     "grad_norm",
 )
-GAP = ("rollout_logprob_gap_max", "rollout_logprob_gap_mean")  # not a number where no policy was trained
 LOOK = 256  # frames at a time, where no gradients are wanted
-FRAME = ("images", "state", "tokens", "privileged")  # what the memory keeps of a row
 
 
 class LossError(SimrealError):
@@ -55,48 +57,65 @@ class LossError(SimrealError):
         return LossError, self.arguments
 
 
+@dataclass(frozen=True)
+class LearnerOptions:
+    """world: learners. checkpoint: to begin with. layout, weights: of the block for the policy worker, and its name.
+
+    config: how to learn. seed, iterations: of the run. threads: of torch. rendezvous: file over which learners meet.
+    micro_batch: samples in a forward and backward pass at most. adapters: that are trained, if any.
+    """
+
+    world: int
+    checkpoint: str
+    layout: WeightsLayout
+    weights: str
+    config: PPOConfig
+    seed: int
+    iterations: int
+    threads: int
+    rendezvous: str
+    micro_batch: int | None = None
+    adapters: Lora = FULL
+
+
 @dataclass
 class Update:
-    """What an update did: means of its minibatches' statistics, and the weights for the policy workers."""
+    """What an update did: means of its minibatches' statistics."""
 
     metrics: dict[str, float]
-    weights: dict[str, np.ndarray] | None
 
 
-class Memory:
-    """The last frames of all rollouts, in a ring: what the auxiliary loss needs never grows stale."""
+@dataclass(frozen=True)
+class Targets:
+    """What a rollout of T decisions says: all but `values` `[T, N, ...]`.
 
-    def __init__(self, capacity: int):
-        self.capacity, self.count, self.next = capacity, 0, 0
-        self.arrays: dict[str, torch.Tensor] = {}
+    valid: `[T, N]`, rows with a sample. executed, weight: `[T, N, C]` control steps, and how much they count.
+    values: `[T + 1, N, V]`. advantage, returns, mask: `[T, N, V]`, mask where they mean something.
+    """
 
-    def add(self, rows: dict[str, torch.Tensor]) -> None:
-        """Keep a copy of rows `[n, ...]`."""
-        size = len(rows["state"])
-        for key in FRAME:
-            if key not in self.arrays:
-                self.arrays[key] = rows[key].new_zeros((self.capacity, *rows[key].shape[1:]))
-            self.arrays[key][(self.next + torch.arange(size)) % self.capacity] = rows[key]
-        self.next = (self.next + size) % self.capacity
-        self.count = min(self.capacity, self.count + size)
-
-    def sample(self, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        chosen = torch.randint(self.count, (size,), generator=generator)
-        return {key: array[chosen] for key, array in self.arrays.items()}
+    valid: torch.Tensor
+    executed: torch.Tensor
+    weight: torch.Tensor
+    values: torch.Tensor
+    advantage: torch.Tensor
+    returns: torch.Tensor
+    mask: torch.Tensor
 
 
 class Learner:
     """Runs in a Ray actor of its own, one for each rank."""
 
-    def __init__(
-        self, rank: int, world: int, checkpoint: str, shape: RolloutShape, block: str, config: PPOConfig,
-        seed: int, iterations: int, threads: int, rendezvous: str, adapters: Lora = FULL,
-    ):  # fmt: skip
-        torch.set_num_threads(threads)
+    def __init__(self, rank: int, options: LearnerOptions, shape: RolloutShape, block: str):
+        torch.set_num_threads(options.threads)
         torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
-        self.rank, self.world, self.config, self.seed, self.iterations = rank, world, config, seed, iterations
-        self.policy = Policy.load(checkpoint, None, "learner")
+        config, seed, adapters = options.config, options.seed, options.adapters
+        self.rank, self.world, self.config, self.seed, self.iterations = (
+            rank, options.world, config, seed, options.iterations
+        )  # fmt: skip
+        self.policy = Policy.load(options.checkpoint, None, "learner")
         self.block = RolloutBlock(shape, block)
+        self.weights = WeightsBlock(options.layout, options.weights)
+        self.micro_batch = options.micro_batch
         model: Any = self.policy.model
         self.adapters = adapters
         if adapters.rank:
@@ -125,70 +144,93 @@ class Learner:
         self.seeing_optimizer = (
             torch.optim.AdamW(self.seeing, config.perception_learning_rate, betas=(0.9, 0.95)) if self.seeing else None
         )
-        self.memory = Memory(config.perception_memory // world)
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+        self.memory = Memory(config.perception_memory // self.world)
+        self.gap: LogProbGap | None = None  # while it is wanted
+        if self.world > 1:
+            meeting = f"file://{options.rendezvous}"
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=self.world)
 
     def ready(self) -> int:
         """The process id, once everything is set up."""
         return os.getpid()
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Those that are trained: all of them, or the adapters and heads."""
-        model = self.policy.model
-        trained = lora.trained(model) if self.adapters.rank else model.state_dict()
-        # numpy has no bfloat16; float32 holds the same numbers
-        return {k: v.detach().float().numpy().copy() for k, v in trained.items()}
+    def publish(self, version: int) -> None:
+        """Offer the weights after `version` updates to the policy worker; those of rank 0 stand for all."""
+        if self.rank == 0:
+            self.weights.write(sent(self.policy.model, self.adapters), version)
 
     def update(self, iteration: int) -> Update:
         """All epochs on the rollout in the block."""
         began = time.perf_counter()
         config = self.config
         block = {k: torch.from_numpy(v) for k, v in self.block.arrays.items()}
+        found = self._targets(block)
+        explained = ppo.explained_variance(found.values[:-1][found.mask], found.returns[found.mask])
+        advantage = normalize(found.advantage, found.mask) if config.normalize_advantages else found.advantage
+        rows = torch.nonzero(found.valid.flatten()).flatten()
+        flat = {k: v[:-1].flatten(0, 1) for k, v in block.items() if len(v) == len(found.values)}
+        flat.update(
+            values=found.values[:-1].flatten(0, 1),
+            executed=found.executed.flatten(0, 1),
+            advantage=advantage.flatten(0, 1),
+            returns=found.returns.flatten(0, 1),
+            weight=found.weight.flatten(0, 1),
+        )
+        factor = self._set_rates(iteration)
+        generator = torch.Generator().manual_seed(self._seed(iteration))
+        totals: dict[str, list[float]] = {}
+        if self.critic is not None:
+            totals["value_loss"] = self._fit_critic(flat, rows, iteration, generator)
+        if self._improves(iteration):
+            shares = [rows[rank :: self.world] for rank in range(self.world)]
+            seen = None if config.train_vision else self._look(flat, shares[self.rank])
+            self._improve(flat, seen, shares, iteration, range(config.epochs), generator, totals)
+        if self.seeing:
+            self._see(flat, rows, iteration, factor, totals)
+        return self._finish(iteration, factor, totals, {"explained_variance": explained}, began)
+
+    def _targets(self, block: dict[str, torch.Tensor]) -> Targets:
+        """Advantages, returns and weights of a rollout."""
+        config = self.config
         valid = ~block["boundary"][:-1]
         executed = block["executed"] & valid[..., None]
         values = self._values(block) if self.critic else block["values"]
         advantage, returns = advantages(
             block["rewards"], values, block["executed"], block["terminated"], valid, config.gamma, config.lam
         )
-        width = values.shape[-1]
-        value_mask = executed if width > 1 else executed.any(-1, keepdim=True)
-        explained = ppo.explained_variance(values[:-1][value_mask], returns[value_mask])
-        if config.normalize_advantages:
-            advantage = normalize(advantage, value_mask)
-        rows = torch.nonzero(valid.flatten()).flatten()
-        flat = {k: v[:-1].flatten(0, 1) for k, v in block.items() if len(v) == len(values)}
-        flat.update(
-            values=values[:-1].flatten(0, 1),
-            executed=executed.flatten(0, 1),
-            advantage=advantage.flatten(0, 1),
-            returns=returns.flatten(0, 1),
-            weight=self._weights(executed).flatten(0, 1),
-        )
+        mask = executed if values.shape[-1] > 1 else executed.any(-1, keepdim=True)
+        return Targets(valid, executed, self._weights(executed), values, advantage, returns, mask)
+
+    def _seed(self, iteration: int) -> int:
+        return int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
+
+    def _set_rates(self, iteration: int) -> float:
+        """Learning rates of an iteration; their factor."""
+        config = self.config
         factor = ppo.learning_rate_factor(config, iteration, self.iterations)
-        seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        totals: dict[str, list[float]] = {}
-        if self.critic is not None:
-            totals["value_loss"] = self._fit_critic(flat, rows, iteration, generator)
-        critic_only = iteration < config.critic_iterations
         for group, rate in zip(
             self.optimizer.param_groups, (config.learning_rate, config.value_learning_rate), strict=False
         ):
             group["lr"] = rate * factor
-        if not critic_only or self.critic is None:
-            self._improve(flat, rows, iteration, generator, critic_only, totals)
-        if self.seeing:
-            steady = 1.0 if iteration < config.warmup_iterations else factor
-            self._see(flat, rows, seed, steady, totals, iteration)
-        metrics = dict.fromkeys(STATISTICS, 0.0) | dict.fromkeys(GAP, np.nan)
-        metrics.update({k: float(np.mean(v)) for k, v in totals.items()})
+        return factor
+
+    def _improves(self, iteration: int) -> bool:
+        """Whether an iteration reaches the model at all: its value head is trained from the first on."""
+        return iteration >= self.config.critic_iterations or self.critic is None
+
+    def _finish(
+        self, iteration: int, factor: float, totals: dict[str, list[float]], numbers: dict[str, float], began: float
+    ) -> Update:
+        """Offer the weights; what the update did."""
+        self.publish(iteration + 1)
+        metrics = dict.fromkeys(STATISTICS, 0.0) | dict.fromkeys(gap.NAMES, np.nan)
+        metrics |= {k: float(np.mean(v)) for k, v in totals.items()} | numbers
         metrics.update(
-            explained_variance=explained, learning_rate=config.learning_rate * factor * (not critic_only),
+            learning_rate=self.config.learning_rate * factor * (iteration >= self.config.critic_iterations),
             updates=float(len(totals.get("loss", ()))), last_kl=totals.get("approx_kl", [0.0])[-1],
             update_s=time.perf_counter() - began,
         )  # fmt: skip
-        return Update(metrics, self.weights() if self.rank == 0 else None)
+        return Update(metrics)
 
     def _weights(self, executed: torch.Tensor) -> torch.Tensor:
         """Weight `[T, N, C]` of every control step in the loss."""
@@ -230,29 +272,37 @@ class Learner:
     def _improve(
         self,
         flat: dict[str, torch.Tensor],
-        rows: torch.Tensor,
+        seen: Any,
+        shares: list[torch.Tensor],
         iteration: int,
+        epochs: range,
         generator: torch.Generator,
-        critic_only: bool,
         totals: dict[str, list[float]],
     ) -> None:
-        """PPO's passes; their statistics are added to `totals`."""
-        shares = [rows[rank :: self.world] for rank in range(self.world)]
-        seen = None if self.config.train_vision else self._look(flat, shares[self.rank])
-        for epoch in range(self.config.epochs):
+        """PPO's passes over the rows of every rank; their statistics are added to `totals`."""
+        for epoch in epochs:
             orders = [share[torch.randperm(len(share), generator=generator)] for share in shares]
             parts = [order.tensor_split(self.config.minibatches) for order in orders]
             for minibatch, chosen in enumerate(zip(*parts, strict=True)):  # rows of every rank
-                statistics = self._step(flat, seen, chosen, iteration, epoch, minibatch, critic_only)
+                self.optimizer.zero_grad(set_to_none=False)
+                numbers: dict[str, torch.Tensor] = {}
+                total = torch.as_tensor(sum(flat["weight"][rows].sum() for rows in chosen))
+                self.gap = LogProbGap() if epoch == minibatch == 0 else None
+                self._accumulate(flat, seen, chosen[self.rank], total, iteration, numbers)
+                statistics = self._step(numbers, iteration, epoch, minibatch)
+                if self.gap is not None:
+                    statistics.update(self.gap.over(self.world))
                 for key, value in statistics.items():
                     totals.setdefault(key, []).append(value)
                 if self.config.target_kl is not None and statistics["approx_kl"] > self.config.target_kl:
                     return
 
-    def _look(self, flat: dict[str, torch.Tensor], rows: torch.Tensor) -> Any:
-        """What the model's `see` returns for these rows, in arrays of all rows; the others are 0."""
+    def _look(self, flat: dict[str, torch.Tensor], rows: torch.Tensor, before: Any = None) -> Any:
+        """What the model's `see` returns for these rows, in arrays of all rows, those of `before` or new ones of 0."""
         model: Any = self.policy.model
         whole: dict[str, torch.Tensor] = {}
+        if before is not None:
+            whole = {key: value for key, value in before._asdict().items() if value is not None}
         with torch.no_grad():
             for part in rows.split(LOOK):
                 seen = model.see(*(flat[k][part] for k in ("images", "state", "tokens")))
@@ -261,19 +311,35 @@ class Learner:
                         whole.setdefault(key, value.new_zeros((len(flat["state"]), *value.shape[1:])))[part] = value
         return seen._replace(**whole)
 
-    def _step(
+    def _accumulate(
         self,
         flat: dict[str, torch.Tensor],
         seen: Any,
-        chosen: tuple[torch.Tensor, ...],
+        rows: torch.Tensor,
+        total: torch.Tensor,
         iteration: int,
-        epoch: int,
-        minibatch: int,
-        critic_only: bool,
-    ) -> dict[str, float]:
+        numbers: dict[str, torch.Tensor],
+    ) -> None:
+        """Add the gradients of these rows, in micro-batches, and their statistics to `numbers`.
+
+        total: weight of all ranks' rows in the step, by which means over these rows become their share of a mean.
+        """
+        for mine in rows.split(self.micro_batch or len(rows)):
+            batch = {k: v[mine] for k, v in flat.items()}
+            loss, terms = self._loss(flat, batch, seen, mine, iteration)
+            share = self.world * batch["weight"].sum() / total
+            loss = loss * share
+            for key, value in {**terms, "loss": loss.detach() / share}.items():
+                term = share * value.detach()
+                numbers[key] = numbers[key] + term if key in numbers else term
+            loss.backward()
+
+    def _loss(
+        self, flat: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], seen: Any, mine: torch.Tensor,
+        iteration: int,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
+        """Mean loss of a batch, the rows `mine` of `flat`, and statistics."""
         config = self.config
-        mine = chosen[self.rank]
-        batch = {k: v[mine] for k, v in flat.items()}
         inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
         tokens = batch["action_tokens"].to(torch.int64)
         if seen is not None:
@@ -282,64 +348,56 @@ class Learner:
             ModelInputs(*inputs), tokens, config.temperature, seen, entropy_gradient=config.entropy_coef != 0
         )
         executed, weight = batch["executed"], batch["weight"]
-        new = ppo.group(found.log_probs, executed, config.ratio)
-        old = ppo.group(batch["log_probs"], executed, config.ratio)
-        advantage, unit_weight = self._per_unit(batch["advantage"], weight, new)
-        actor, statistics = ppo.policy_loss(new, old, advantage, unit_weight, config)
+        if self.gap is not None:
+            self.gap.add(found.log_probs.detach(), batch["log_probs"], executed)
+        actor, statistics = self._actor_loss(flat, batch, mine, found.log_probs)
         entropy = ppo.weighted_mean(found.entropy, weight[..., None].expand_as(found.entropy))
+        critic_only = iteration < config.critic_iterations
         loss = torch.zeros(()) if critic_only else actor - config.entropy_coef * entropy
         terms = {"policy_loss": actor, "entropy": entropy}
         if self.critic is None:
             value_weight = _value_weight(weight, found.values)
             terms["value_loss"] = ppo.value_loss(found.values, batch["values"], batch["returns"], value_weight, config)
             loss = loss + config.value_coef * terms["value_loss"]
-        # Means over this rank's samples become its share of the mean over all.
-        share = self.world * weight.sum() / sum(flat["weight"][rows].sum() for rows in chosen)
-        loss = loss * share
-        terms["loss"] = loss / share
-        gap = self._gap(found.log_probs.detach(), batch["log_probs"], executed) if epoch == minibatch == 0 else {}
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)
-        numbers = {k: share * v.detach() for k, v in {**terms, **statistics, "approx_kl": kl}.items()}
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
+        return loss, {**terms, **statistics, "approx_kl": kl}
+
+    def _actor_loss(
+        self, flat: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], mine: torch.Tensor, log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The clipped surrogate against the policy that acted."""
+        new, old = (ppo.group(x, batch["executed"], self.config.ratio) for x in (log_probs, batch["log_probs"]))
+        advantage, weight = self._per_unit(batch["advantage"], batch["weight"], new)
+        return ppo.policy_loss(new, old, advantage, weight, self.config)
+
+    def _step(self, numbers: dict[str, torch.Tensor], iteration: int, epoch: int, minibatch: int) -> dict[str, float]:
+        """A step of the optimizer with the gradients so far; statistics over all ranks."""
         norm = self._average(self.parameters, numbers)
         summary = {k: float(v) for k, v in numbers.items()}
         if not all(np.isfinite(v) for v in summary.values()) or not np.isfinite(norm):
             raise LossError(iteration, epoch, minibatch, {**summary, "grad_norm": norm})
-        if critic_only:  # the trunk stays as it is, and so do its moments
+        if iteration < self.config.critic_iterations:  # the trunk stays as it is, and so do its moments
             for parameter in self.optimizer.param_groups[0]["params"]:
                 parameter.grad = None
         self.optimizer.step()
-        return {**summary, **gap, "grad_norm": norm}
-
-    def _gap(self, log_probs: torch.Tensor, old: torch.Tensor, executed: torch.Tensor) -> dict[str, float]:
-        """How far the log-probabilities of executed tokens are from the rollout's before the first step; all ranks.
-
-        `[B, C, D]` each, executed `[B, C]`. What is left is rounding: another order of sums, a cache, bfloat16.
-        """
-        apart = (log_probs - old).abs() * executed[..., None]
-        largest, sums = apart.amax(), torch.stack([apart.sum(), executed.sum() * float(old.shape[-1])])
-        if self.world > 1:
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-            dist.all_reduce(sums)
-        return dict(zip(GAP, (float(largest), float(sums[0] / sums[1].clamp(min=1))), strict=True))
+        return {**summary, "grad_norm": norm}
 
     def _see(
         self,
         flat: dict[str, torch.Tensor],
         rows: torch.Tensor,
-        seed: int,
+        iteration: int,
         factor: float,
         totals: dict[str, list[float]],
-        iteration: int,
     ) -> None:
         """The auxiliary phase: steps on remembered frames that train the perception alone."""
         assert self.seeing_optimizer is not None
         model: Any = self.policy.model
         self.memory.add({k: flat[k][rows[self.rank :: self.world]] for k in FRAME})
-        generator = torch.Generator().manual_seed(seed + 1 + self.rank)
+        generator = torch.Generator().manual_seed(self._seed(iteration) + 1 + self.rank)
+        steady = 1.0 if iteration < self.config.warmup_iterations else factor
         for group in self.seeing_optimizer.param_groups:
-            group["lr"] = self.config.perception_learning_rate * factor
+            group["lr"] = self.config.perception_learning_rate * steady
         for step in range(self.config.perception_steps):
             batch = self.memory.sample(self.config.perception_batch // self.world, generator)
             inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
@@ -394,13 +452,14 @@ class Learner:
         if self.seeing_optimizer is not None:
             state.save(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer, 0)
 
-    def restore(self, folder: str) -> None:
-        """What `save` wrote."""
+    def restore(self, folder: str, iteration: int) -> None:
+        """What `save` wrote before this iteration; the policy worker gets the weights, too."""
         if self.seeing_optimizer is not None:
             state.restore(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer)
         if self.critic is not None and self.critic_optimizer is not None:
             state.restore(Path(folder) / CRITIC, self.critic, self.critic_optimizer)
         state.restore(Path(folder) / STATE, self._trained(), self.optimizer)
+        self.publish(iteration)
 
     def _trained(self) -> nn.Module:
         return (

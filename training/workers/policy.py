@@ -2,71 +2,108 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
 from vla import lora
-from vla.lora import FULL, Lora
-from vla.policy import Policy
+from vla.lora import Lora
+from vla.policy import Decision, Policy
 from vla.types import ModelInputs
+
+INPUTS = ("images", "state", "tokens")
 
 
 @dataclass
 class PolicyLog:
-    """Time in s that an iteration's forward passes took, and that the policy waited."""
+    """Time in s that an iteration's forward passes took, and that the policy waited; forward passes."""
 
     forward_s: float = 0.0
     wait_s: float = 0.0
     forwards: int = 0
 
 
-class PolicyWorker:
-    """Runs in a Ray actor of its own. slots: of each environment worker and stage, rows of the block."""
+@dataclass(frozen=True)
+class PolicyOptions:
+    """checkpoint: to begin with. layout, weights: of the block that the learner writes to, and its name.
 
-    def __init__(
-        self,
-        checkpoint: str,
-        shape: RolloutShape,
-        block: str,
-        bells: str,
-        slots: list[list[list[int]]],
-        temperature: float,
-        seed: int,
-        threads: int,
-        deadline_s: float,
-        adapters: Lora = FULL,
-    ):
-        torch.set_num_threads(threads)
-        self.policy = Policy.load(checkpoint, None, "policy worker")
-        if adapters.rank:
-            lora.attach(self.policy.model, adapters)
-        self.block = RolloutBlock(shape, block)
-        self.slots = slots
-        self.stages = len(slots[0])
-        self.rows = [np.concatenate([worker[stage] for worker in slots]) for stage in range(self.stages)]
-        self.temperature, self.seed, self.deadline_s = temperature, seed, deadline_s
-        self.bell = Bell(Path(bells) / "policy")
-        self.environments = [Bell(Path(bells) / f"environment{i}") for i in range(len(slots))]
+    temperature: of sampling. seed: of the run. threads: of torch. deadline_s: longest wait.
+    adapters: that are trained, if any.
+    """
+
+    checkpoint: str
+    layout: WeightsLayout
+    weights: str
+    temperature: float
+    seed: int
+    threads: int
+    deadline_s: float
+    adapters: Lora
+
+
+class Sampler:
+    """A policy with the learner's newest weights: what the policy workers of all schedules share."""
+
+    def __init__(self, options: PolicyOptions):
+        torch.set_num_threads(options.threads)
+        self.options = options
+        self.policy = Policy.load(options.checkpoint, None, "policy worker")
+        if options.adapters.rank:
+            lora.attach(self.policy.model, options.adapters)
+        self.weights = WeightsBlock(options.layout, options.weights)
+        self.version = 0
 
     def ready(self) -> int:
         """The process id, once everything is set up."""
         return os.getpid()
 
-    def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Take over the learner's weights: those that it trains."""
-        own = self.policy.model.state_dict()
-        with torch.no_grad():
-            for name, value in weights.items():
-                own[name].copy_(torch.from_numpy(value.copy()))
+    def refresh(self) -> None:
+        """Take over the learner's weights, if there are new ones."""
+        if self.weights.version != self.version:
+            self.version = self.weights.read(sent(self.policy.model, self.options.adapters))
+
+    def sample(self, inputs: Sequence[np.ndarray], draws: Sequence[tuple[int, int, int]]) -> Decision:
+        """Decide for a batch of images, state and tokens; draws: slot, turn and decision of each row.
+
+        The random numbers depend on these three, not on the schedule.
+        """
+        images, state, tokens = (torch.from_numpy(part) for part in inputs)
+        size = self.policy.codec.action_shape
+        uniforms = np.stack([
+            np.random.Generator(
+                np.random.Philox(key=[self.options.seed, slot], counter=[0, 0, turn, decision])
+            ).random(size)
+            for slot, turn, decision in draws
+        ])  # fmt: skip
+        seen: ModelInputs = ModelInputs(images, state, tokens)  # type: ignore[arg-type]  # tensors do as well
+        return self.policy.sample(seen, self.options.temperature, uniforms=torch.from_numpy(uniforms))
+
+
+class PolicyWorker(Sampler):
+    """Of the synchronous schedules; runs in a Ray actor of its own.
+
+    slots: of each environment worker and stage, rows of the block.
+    """
+
+    def __init__(
+        self, options: PolicyOptions, shape: RolloutShape, block: str, bells: str, slots: list[list[list[int]]]
+    ):
+        super().__init__(options)
+        self.block = RolloutBlock(shape, block)
+        self.stages = len(slots[0])
+        self.rows = [np.concatenate([worker[stage] for worker in slots]) for stage in range(self.stages)]
+        self.bell = Bell(Path(bells) / "policy")
+        self.environments = [Bell(Path(bells) / f"environment{i}") for i in range(len(slots))]
 
     def rollout(self, iteration: int, fresh: bool) -> PolicyLog:
         """Decide rows 0 (if the episodes are fresh) or 1 up to T."""
+        self.refresh()
         log = PolicyLog()
         total = self.block.shape.decisions + 1 - (0 if fresh else 1)
         arrived: dict[tuple[int, int], set[int]] = {}
@@ -90,32 +127,21 @@ class PolicyWorker:
                 del arrived[complete]
                 log.wait_s += time.perf_counter() - began
                 return complete
-            message = self.bell.wait(self.deadline_s)
+            message = self.bell.wait(self.options.deadline_s)
             if message is None:
                 heard = set.intersection(*arrived.values()) if arrived else set()
                 missing = tuple(i for i in range(everyone) if i not in heard)
                 where = ", ".join(f"stage {s}, decision {d}" for s, d in arrived) or "the first observations"
-                raise PipelineTimeout("the policy worker", missing, self.deadline_s, where)
+                raise PipelineTimeout("the policy worker", missing, self.options.deadline_s, where)
             worker, stage, decision = message
             arrived.setdefault((stage, decision), set()).add(worker)
 
     def _decide(self, iteration: int, stage: int, decision: int) -> None:
         rows, block = self.rows[stage], self.block
-        inputs: Any = (torch.from_numpy(block[name][decision, rows]) for name in ("images", "state", "tokens"))
-        answer = self.policy.sample(
-            ModelInputs(*inputs), self.temperature, uniforms=self._uniforms(iteration, decision, rows)
+        answer = self.sample(
+            [block[name][decision, rows] for name in INPUTS], [(int(row), iteration, decision) for row in rows]
         )
         block["action_tokens"][decision, rows] = answer.tokens.numpy()
         block["log_probs"][decision, rows] = answer.log_probs.numpy()
         block["values"][decision, rows] = answer.values.numpy()
-
-    def _uniforms(self, iteration: int, decision: int, rows: np.ndarray) -> torch.Tensor:
-        """Random numbers `[B, C, D]` that depend on slot and decision, not on the schedule."""
-        size = (self.block.shape.chunk, self.block.shape.action_dim)
-        draws = [
-            np.random.Generator(
-                np.random.Philox(key=[self.seed, int(row)], counter=[0, 0, iteration, decision])
-            ).random(size)
-            for row in rows
-        ]
-        return torch.from_numpy(np.stack(draws))
+        block["versions"][decision, rows] = self.version

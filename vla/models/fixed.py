@@ -27,9 +27,7 @@ class FixedShapes:
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: OpenVLA, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, compiled: bool
-    ):
+    def __init__(self, model: OpenVLA, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor, compiled: bool):
         self.model = model
         self.shapes = tuple(part.shape for part in (images, state, tokens))
         if not model.autoregressive:

@@ -1,0 +1,200 @@
+"""The asynchronous schedule: lanes, policy and learners go on side by side, within a bound of staleness."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+
+from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, reason, silence, wait_ready
+from training.pipeline.block import unlink
+from training.pipeline.board import Board, Doing
+from training.pipeline.dispatcher import Dispatcher
+from training.pipeline.engine import RESTARTS, Engine, Rollout
+from training.pipeline.placement import EngineError
+from training.workers.batching import BatchingPolicy
+from training.workers.lanes import LaneOptions, LaneWorker
+from training.workers.learner import Update
+from training.workers.policy import PolicyLog
+from training.workers.streaming import StreamingLearner
+
+LOOK_S = 0.5  # how often the watch looks at who is stuck
+
+
+class Asynchronous(Engine):
+    """Environment workers and policy serve without end; an iteration is an update of the learners."""
+
+    def prepare(self) -> None:
+        where = self.placement
+        self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
+        self.dispatcher = Dispatcher(
+            self.block, self.board, self.bells, where.learners, where.update_fragments, where.staleness
+        )
+        # A policy that hangs is found after deadline_s and replaced, before the lanes give up.
+        self.options = LaneOptions(
+            self.environment, self.settings, self.variant, self.seed, where.staleness,
+            deadline_s=4 * where.deadline_s, throttle_s=UPDATE_DEADLINE_S,
+        )  # fmt: skip
+        self.serving: dict[Any, str] = {}  # calls that don't end unless their worker fails -> its name
+        self.failed = 0  # workers since the last update
+        self.read_s = 0.0
+        self.before: dict[str, np.ndarray] = {}
+
+    def start_environment(self, index: int) -> Any:
+        make: Any = actor(LaneWorker, 1)
+        lanes = self._lanes(index)
+        generation = self.dispatcher.generations[lanes[0]]
+        return make.remote(
+            lanes, generation, self.options, self.codec, self.shape, self.name, self.board.lanes, str(self.bells)
+        )
+
+    def start_policy(self) -> Any:
+        make: Any = actor(BatchingPolicy, self.placement.policy_threads)
+        where = self.placement
+        return make.remote(
+            self.policy_options, self.shape, self.name, self.board.lanes, str(self.bells), where.batch_max,
+            where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
+        )  # fmt: skip
+
+    def start_learner(self, rank: int) -> Any:
+        make: Any = actor(StreamingLearner, self.placement.learner_threads)
+        return make.remote(
+            rank, self.learner_options, self.shape, self.name, str(self.bells), self.placement.update_fragments,
+            UPDATE_DEADLINE_S,
+        )  # fmt: skip
+
+    def counters(self) -> np.ndarray:
+        return self.board["begun"].copy()
+
+    def resume(self, iteration: int, counters: np.ndarray) -> None:
+        self.board["begun"][:] = counters
+
+    def iterate(self, iteration: int) -> tuple[Rollout, Update]:
+        """One update; lanes and policy go on before, meanwhile and after."""
+        if not self.serving:
+            self._open(iteration)
+        futures = {w.update.remote(iteration): f"learner {i}" for i, w in enumerate(self.learners)}
+        end = time.monotonic() + UPDATE_DEADLINE_S
+        waiting = list(futures)
+        while waiting:
+            if time.monotonic() > end:
+                raise silence([futures[future] for future in waiting])
+            self.dispatcher.check()
+            done, rest = ray.wait([*waiting, *self.serving], num_returns=1, timeout=LOOK_S)
+            waiting = [future for future in waiting if future in rest]
+            if any(future in futures and _failed(future) for future in done):
+                break
+            self._mend([future for future in done if future in self.serving])
+        updates: list[Update] = collect({name: future for future, name in futures.items()})
+        self.dispatcher.release(iteration)
+        self.failed = 0
+        return self._report(), updates[0]
+
+    def close(self) -> None:
+        self.dispatcher.stop()
+        super().close()
+        self.board.close()
+        unlink(f"{self.name}_board")
+
+    def _lanes(self, index: int) -> list[int]:
+        return list(range(index * self.placement.lanes, (index + 1) * self.placement.lanes))
+
+    def _open(self, iteration: int) -> None:
+        """Begin to roll out, for this update and those after it."""
+        self.board.reset(range(self.board.lanes), Doing.THROTTLED)
+        self.board.reset([self.board.policy], Doing.IDLE)
+        self.before = {k: self.board[k].copy() for k in ("seconds", "forwards", "decided")}
+        self.read_s = time.monotonic()
+        self.dispatcher.start(iteration)
+        self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in enumerate(self.environments)}
+        self.serving[self.policy.serve.remote()] = "policy worker"
+
+    def _mend(self, ended: list[Any]) -> None:
+        """Replace workers whose calls have ended, and those that are stuck. The policy comes first: others need it."""
+        failures: dict[str, str] = {}
+        for future in ended:
+            failures[self.serving[future]] = _failed(future) or "it stopped"
+        patience = self.placement.deadline_s
+        for index in range(self.placement.environment_workers):
+            stuck = [lane for lane in self._lanes(index) if self.board.stuck(lane, patience)]
+            if stuck:
+                what = f"lane {', '.join(map(str, stuck))} has not finished a step for {patience:g} s"
+                failures.setdefault(f"environment worker {index}", what)
+        if self.board.stuck(self.board.policy, patience):
+            failures.setdefault("policy worker", f"it has not decided for {patience:g} s")
+        for name, why in sorted(failures.items(), reverse=True):
+            self.failed += 1
+            if self.failed > RESTARTS:
+                raise EngineError(
+                    f"workers failed {self.failed} times in an iteration, at last the {name}: {why}", code="WORKER",
+                    remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
+                )  # fmt: skip
+            print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
+            self.serving = {future: who for future, who in self.serving.items() if who != name}
+            if name == "policy worker":
+                self._replace_policy()
+            else:
+                self._replace_environment(int(name.rsplit(" ", 1)[1]))
+
+    def _replace_policy(self) -> None:
+        """What lanes have asked of the one before stands on the board, and the last weights in their block."""
+        ray.kill(self.policy)
+        self.board.reset([self.board.policy], Doing.IDLE)
+        self.policy = self.start_policy()
+        self.processes["policy worker"] = wait_ready("policy worker", self.policy)
+        self.serving[self.policy.serve.remote()] = "policy worker"
+
+    def _replace_environment(self, index: int) -> None:
+        """Its fragments are begun anew by whoever is next; the other lanes go on."""
+        name, lanes = f"environment worker {index}", self._lanes(index)
+        ray.kill(self.environments[index])
+        lost = self.dispatcher.discard(lanes)
+        self.board.reset(lanes, Doing.THROTTLED)
+        forwards = int(self.board["forwards"][0])
+        self.environments[index] = self.start_environment(index)
+        self.processes[name] = wait_ready(name, self.environments[index])
+        # The policy may still have been deciding for them.
+        self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
+        self.dispatcher.reclaim(lost)
+        self.serving[self.environments[index].serve.remote()] = name
+
+    def _policy_rests(self) -> bool:
+        return int(self.board["doing"][self.board.policy]) == Doing.IDLE
+
+    def _wait_until(self, what: Callable[[], Any]) -> None:
+        """At most until a policy that decides for so long would be replaced."""
+        end = time.monotonic() + self.placement.deadline_s
+        while not what() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _report(self) -> Rollout:
+        """What happened since the last report."""
+        now = {k: self.board[k].copy() for k in self.before}
+        passed = {k: now[k] - self.before[k] for k in now}
+        self.before = now
+        seconds, lanes = passed["seconds"], slice(0, self.board.lanes)
+        policy = seconds[self.board.policy]
+        forwards = int(passed["forwards"][0])
+        traffic = self.dispatcher.read()
+        log = traffic.episodes
+        log.step_s = float(seconds[lanes, Doing.STEPPING].mean())
+        log.wait_s = float(seconds[lanes, Doing.ASKING].mean())
+        began, self.read_s = self.read_s, time.monotonic()
+        measures = {
+            "rollout/dropped_fragments": float(traffic.dropped),
+            "rollout/batch_mean": float(passed["decided"][0]) / max(1, forwards),
+            "time/env_throttled_s": float(seconds[lanes, Doing.THROTTLED].mean()),
+            "time/policy_load_s": float(policy[Doing.LOADING]),
+        }
+        log_of_policy = PolicyLog(float(policy[Doing.DECIDING]), float(policy[Doing.IDLE]), forwards)
+        return Rollout([log], log_of_policy, self.read_s - began, measures)
+
+
+def _failed(future: Any) -> str:
+    """Why a call that has ended failed, in words; nothing if it did not."""
+    try:
+        ray.get(future)
+    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        return reason(error)
+    return ""

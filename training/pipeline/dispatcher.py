@@ -1,0 +1,140 @@
+"""The dispatcher: gives free fragments to lanes and finished ones to the learners, in a thread of the driver."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.pipeline.bell import ABORT, Bell, PipelineAborted
+from training.pipeline.block import RolloutBlock
+from training.pipeline.board import Board
+from training.pipeline.placement import EngineError
+from training.workers.episodes import EpisodeLog
+from training.workers.lanes import WANT
+
+POLL_S = 3600.0  # it serves for as long as the run lasts; whoever waits for it has a deadline
+
+
+@dataclass
+class Traffic:
+    """What passed since it was read last: episodes in all finished fragments, and fragments that were too old."""
+
+    episodes: EpisodeLog
+    dropped: int = 0
+
+
+class Dispatcher:
+    """An update takes `per_update` fragments. There are (staleness + 1) times as many, and with none free a lane waits:
+
+    so a fragment is begun only if begun <= (updates + staleness + 1) x per_update (Fu et al. 2025). One that other
+    lanes have overtaken may still be older than `staleness` updates when it is finished; it is dropped.
+    """
+
+    def __init__(
+        self, block: RolloutBlock, board: Board, bells: Path, learners: int, per_update: int, staleness: int
+    ):  # fmt: skip
+        self.block, self.board, self.per_update, self.staleness = block, board, per_update, staleness
+        self.bell = Bell(bells / "dispatcher")
+        self.lanes = [Bell(bells / f"lane{i}") for i in range(board.lanes)]
+        self.learners = [Bell(bells / f"learner{i}") for i in range(learners)]
+        self.generations = [0] * board.lanes
+        self.waiting: deque[int] = deque()  # lanes that want a fragment
+        self.free = deque(range(block.shape.fragments))
+        self.playing: dict[int, int] = {}  # fragment -> its lane
+        self.taken: dict[int, list[int]] = {}  # update -> its fragments
+        self.sent = 0  # fragments to learners, those of updates before a resume included
+        self.turns = 0
+        self.traffic = Traffic(EpisodeLog())
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="dispatcher", daemon=True)
+
+    def start(self, update: int) -> None:
+        """Begin to serve; `update` is the first."""
+        self.sent = self.turns = update * self.per_update
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.bell.ring(*ABORT)
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raise an error if it serves no longer."""
+        if not self._thread.is_alive():
+            raise EngineError(
+                "the dispatcher failed, see the error above", code="WORKER",
+                remedy="The same command goes on after the last complete iteration.",
+            )  # fmt: skip
+
+    def release(self, update: int) -> None:
+        """The learners have done with the fragments of an update, and the weights are there."""
+        with self._lock:
+            self.free.extend(self.taken.pop(update))
+            self._grant()
+
+    def discard(self, lanes: list[int]) -> list[int]:
+        """Forget lanes whose process is gone; returns their unfinished fragments, for `reclaim`."""
+        with self._lock:
+            for lane in lanes:
+                self.generations[lane] += 1
+            self.waiting = deque(lane for lane in self.waiting if lane not in lanes)
+            lost = [fragment for fragment, lane in self.playing.items() if lane in lanes]
+            for fragment in lost:
+                del self.playing[fragment]
+            return lost
+
+    def reclaim(self, fragments: list[int]) -> None:
+        """Nobody writes into these any more."""
+        with self._lock:
+            self.free.extend(fragments)
+            self._grant()
+
+    def read(self) -> Traffic:
+        """What passed since the last call."""
+        with self._lock:
+            passed, self.traffic = self.traffic, Traffic(EpisodeLog())
+            return passed
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                message = self.bell.wait(POLL_S)
+            except PipelineAborted:
+                return
+            if message is not None:
+                self.hear(*message)
+
+    def hear(self, lane: int, fragment: int, generation: int) -> None:
+        """A lane wants a fragment, or has finished one."""
+        with self._lock:
+            if generation != self.generations[lane]:
+                return  # its process has been replaced
+            if fragment == WANT:
+                self.waiting.append(lane)
+            else:
+                self._finished(fragment)
+            self._grant()
+
+    def _finished(self, fragment: int) -> None:
+        del self.playing[fragment]
+        rows = self.block.fragments[fragment]
+        self.traffic.episodes.read(rows, slice(None))
+        update = self.sent // self.per_update
+        if update - int(rows["versions"][:-1].min()) > self.staleness:
+            self.traffic.dropped += 1
+            self.free.append(fragment)
+            return
+        self.sent += 1
+        self.taken.setdefault(update, []).append(fragment)
+        for bell in self.learners:
+            bell.ring(fragment, update, 0)
+
+    def _grant(self) -> None:
+        while self.free and self.waiting:
+            lane, fragment = self.waiting.popleft(), self.free.popleft()
+            update = (self.sent + len(self.playing)) // self.per_update  # if all finish in the order of their beginning
+            self.playing[fragment] = lane
+            self.turns += 1
+            self.board["grant"][lane, 1:] = fragment, update
+            self.board["grant"][lane, 0] = self.turns  # last: this is what the lane looks for
+            self.lanes[lane].ring(lane, 0, 0)

@@ -1,0 +1,208 @@
+"""Who runs where and what may overlap, and the check that all parts of a run fit each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from training import envs
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.block import RolloutShape
+from training.pipeline.weights import WeightsLayout
+from vla import lora as adapters
+from vla.codec import Codec
+from vla.errors import SimrealError
+from vla.lora import FULL, Lora
+from vla.policy import Policy
+
+
+class EngineError(SimrealError):
+    """The engine can't start or go on."""
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Who runs where. All share one host; a device is a CPU core here.
+
+    schedule: synchronous, rollout and update take turns; or asynchronous, they go on side by side.
+    environment_workers: processes that step environments.
+    stages: synchronous: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
+    lanes: asynchronous: groups of environments of a worker that step on their own, each in a thread.
+    batch_max: asynchronous: environments in a forward pass of the policy at most, null for all.
+    batch_wait_ms: asynchronous: how long the policy waits for more of them after the first.
+    staleness: asynchronous: updates that the policy may have had since a decision that is learnt from; 0 for none.
+    fragments_per_update: asynchronous: an update takes so many fragments, `decisions` chunks of a lane each; null for
+        as many as there are lanes, so that it has as many samples as a synchronous one.
+    policy_threads: torch threads of the policy worker.
+    learners: data-parallel learner processes.
+    learner_threads: torch threads of each learner.
+    micro_batch: samples in a forward and backward pass of a learner at most, null for a whole minibatch.
+    deadline_s: a process that waits longer than this names whom it waits for.
+    """
+
+    schedule: Literal["synchronous", "asynchronous"] = "synchronous"
+    environment_workers: int = 2
+    stages: int = 1
+    lanes: int = 1
+    batch_max: int | None = None
+    batch_wait_ms: float = 2.0
+    staleness: int = 1
+    fragments_per_update: int | None = None
+    policy_threads: int = 2
+    learners: int = 2
+    learner_threads: int = 1
+    micro_batch: int | None = None
+    deadline_s: float = 60.0
+
+    @property
+    def all_lanes(self) -> int:
+        return self.environment_workers * self.lanes
+
+    @property
+    def update_fragments(self) -> int:
+        """Fragments that an update takes."""
+        return self.all_lanes if self.fragments_per_update is None else self.fragments_per_update
+
+    @property
+    def fragments(self) -> int:
+        """Fragments that may be begun and not learnt from: with no more of them the staleness stays in its bound."""
+        return (self.staleness + 1) * self.update_fragments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checkpoint and an environment that fit each other and the placement."""
+
+    codec: Codec
+    shape: RolloutShape
+    weights: WeightsLayout
+
+
+def plan(
+    checkpoint: Path, environment: str, settings: dict[str, Any], slots: int, decisions: int,
+    algorithm: PPOConfig, placement: PlacementConfig, lora: Lora = FULL,
+) -> Plan:  # fmt: skip
+    """Check that everything fits, before any process is started and any file written."""
+    if placement.micro_batch is not None and placement.micro_batch < 1:
+        raise EngineError(
+            f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
+        )
+    foreign = "stages" if placement.schedule == "asynchronous" else "lanes"
+    if (value := getattr(placement, foreign)) != 1:
+        raise EngineError(
+            f"{foreign} is {value}, but the {placement.schedule} schedule has none", code="PLACEMENT",
+            remedy=f"Set placement.{foreign}=1, or choose the other schedule.",
+        )  # fmt: skip
+    if placement.schedule == "asynchronous":
+        _check_lanes(slots, decisions, algorithm, placement)
+    else:
+        _check_stages(slots, decisions, algorithm, placement)
+    policy = Policy.load(checkpoint, None, "training")
+    codec, contract = policy.codec, policy.contract
+    probe = envs.make(environment, 1, **settings)
+    contract.check(probe.contract, f"environment {environment}")
+    privileged, critic = probe.privileged_size, probe.critic_size
+    probe.close()
+    values = _check_model(policy, environment, privileged, critic, algorithm)
+    lanes = placement.schedule == "asynchronous"
+    shape = RolloutShape(
+        decisions, slots // placement.all_lanes if lanes else slots, codec.image_shape, contract.state_size,
+        codec.tokenizer.length, *codec.action_shape, values=values,
+        privileged=privileged, critic=critic, fragments=placement.fragments if lanes else 0,
+    )  # fmt: skip
+    if lora.rank:
+        with torch.random.fork_rng():
+            adapters.attach(policy.model, lora)
+    return Plan(codec, shape, WeightsLayout.of(policy.model, lora))
+
+
+def _check_stages(slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig) -> None:
+    workers, stages = placement.environment_workers, placement.stages
+    if slots < workers * stages:
+        raise EngineError(
+            f"{slots} environments can't be split over {workers} workers x {stages} stages", code="PLACEMENT",
+            remedy="Raise slots, or lower environment_workers or stages.",
+        )  # fmt: skip
+    # In the worst case every other row holds nothing but the final observation of an episode.
+    needed, least = algorithm.minibatches * placement.learners, slots * decisions // 2
+    if least < needed:
+        raise EngineError(
+            f"{slots} slots x {decisions} decisions give {least} samples at worst, too few for "
+            f"{algorithm.minibatches} minibatches on {placement.learners} learners",
+            code="PLACEMENT", remedy="Raise slots or decisions, or lower minibatches or learners.",
+        )  # fmt: skip
+
+
+def _check_lanes(slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig) -> None:
+    lanes, per_update = placement.all_lanes, placement.update_fragments
+    where = f"{placement.environment_workers} workers x {placement.lanes} lanes"
+
+    def refuse(what: str, remedy: str) -> None:
+        raise EngineError(what, code="PLACEMENT", remedy=remedy)
+
+    if placement.lanes < 1 or slots < lanes or slots % lanes:
+        refuse(
+            f"{slots} environments can't be split evenly over {where}",
+            "Make slots a multiple of environment_workers x lanes.",
+        )
+    if placement.staleness < 0:
+        refuse(f"staleness is {placement.staleness}", "Choose 0, for a policy that waits for every update, or more.")
+    if placement.batch_wait_ms < 0:
+        refuse(f"batch_wait_ms is {placement.batch_wait_ms:g}", "Choose 0 or more.")
+    each = slots // lanes
+    if placement.batch_max is not None and (placement.batch_max < each or placement.batch_max % each):
+        refuse(
+            f"a batch of {placement.batch_max} can't be made of lanes with {each} environments",
+            f"Make batch_max a multiple of {each}, or null.",
+        )
+    if per_update < 1 or per_update % algorithm.minibatches:
+        refuse(
+            f"{per_update} fragments can't be split into {algorithm.minibatches} minibatches",
+            "Make fragments_per_update a multiple of algorithm.minibatches.",
+        )
+    if placement.fragments < lanes:
+        refuse(
+            f"{where} can't all be at work: {placement.fragments} fragments may be begun at a time, "
+            f"(staleness {placement.staleness} + 1) x {per_update} an update",
+            "Raise staleness or fragments_per_update, or lower environment_workers or lanes.",
+        )
+    least = each * decisions // 2  # the other rows may hold nothing but the final observation of an episode
+    if least < placement.learners:
+        refuse(
+            f"fragments of {each} environments x {decisions} decisions give {least} samples at worst, too few for "
+            f"{placement.learners} learners",
+            "Raise slots or decisions, or lower lanes or learners.",
+        )
+
+
+def _check_model(policy: Policy, environment: str, privileged: int, critic: int, algorithm: PPOConfig) -> int:
+    """How many values the model's head gives."""
+    if algorithm.critic == "privileged" and not critic:
+        raise EngineError(
+            f"environment {environment} has no state for a privileged critic", code="CRITIC",
+            remedy="Choose algorithm=ppo, whose critic is the model's value head.",
+        )  # fmt: skip
+    if not algorithm.train_vision and not hasattr(policy.model, "see"):
+        raise EngineError(
+            f"{type(policy.model).__name__} has no `see` of its own, which algorithm.train_vision=false needs",
+            code="VISION", remedy="Set algorithm.train_vision=true.",
+        )  # fmt: skip
+    tells = getattr(policy.model, "auxiliary_size", 0)
+    if algorithm.perception_steps and tells and privileged and tells != privileged:
+        raise EngineError(
+            f"the model's auxiliary output has {tells} numbers, environment {environment} tells {privileged}",
+            code="PRIVILEGED", remedy="Set algorithm.perception_steps=0, or train a model for this environment.",
+        )  # fmt: skip
+    if algorithm.gradient_checkpointing and not hasattr(policy.model, "checkpoint_gradients"):
+        raise EngineError(
+            f"{type(policy.model).__name__} has no `checkpoint_gradients`", code="MEMORY",
+            remedy="Set algorithm.gradient_checkpointing=false.",
+        )  # fmt: skip
+    settings: Any = policy.model.config
+    if not settings.get("values"):
+        raise EngineError(
+            "the model has no value head or gives no distribution", code="VALUES",
+            remedy="Import it with values=1 (or one for each action of a chunk), with action tokens.",
+        )  # fmt: skip
+    return int(settings["values"])

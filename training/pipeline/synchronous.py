@@ -1,0 +1,155 @@
+"""The synchronous schedules, sequential and pipelined: a rollout of all environments, then an update."""
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from training.pipeline.actors import actor, collect, reason, wait_ready, worker_error
+from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
+from training.pipeline.engine import RESTARTS, Engine, Rollout
+from training.pipeline.placement import EngineError
+from training.workers.environment import EnvironmentOptions, EnvironmentWorker
+from training.workers.learner import Learner, Update
+from training.workers.policy import PolicyWorker
+
+
+class Synchronous(Engine):
+    """Environment workers that take turns with the policy, stage by stage."""
+
+    def prepare(self) -> None:
+        workers, stages = self.placement.environment_workers, self.placement.stages
+        parts = np.array_split(np.arange(self.slots), workers)
+        self.options = [
+            EnvironmentOptions(
+                self.environment,
+                self.settings,
+                self.variant,
+                (int(p[0]), int(p[-1]) + 1),
+                stages,
+                self.seed,
+                2 * self.placement.deadline_s,  # the policy, which knows the culprit, speaks first
+            )
+            for p in parts
+        ]
+        self.begun = [np.zeros(len(p), np.int64) for p in parts]
+        self.fresh = True
+        self.stage_rows = [[[int(r) for r in stage] for stage in np.array_split(p, stages)] for p in parts]
+        self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(workers)]
+
+    def start_environment(self, index: int) -> Any:
+        make: Any = actor(EnvironmentWorker, 1)
+        return make.remote(index, self.options[index], self.codec, self.shape, self.name, str(self.bells))
+
+    def start_policy(self) -> Any:
+        make: Any = actor(PolicyWorker, self.placement.policy_threads)
+        return make.remote(self.policy_options, self.shape, self.name, str(self.bells), self.stage_rows)
+
+    def start_learner(self, rank: int) -> Any:
+        make: Any = actor(Learner, self.placement.learner_threads)
+        return make.remote(rank, self.learner_options, self.shape, self.name)
+
+    def iterate(self, iteration: int) -> tuple[Rollout, Update]:
+        return self.rollout(iteration), self.update(iteration)
+
+    def counters(self) -> np.ndarray:
+        return np.concatenate(self.begun)
+
+    def resume(self, iteration: int, counters: np.ndarray) -> None:
+        self.begun = [counters[o.slots[0] : o.slots[1]] for o in self.options]
+
+    def rollout(self, iteration: int) -> Rollout:
+        """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew."""
+        for _ in range(RESTARTS + 1):
+            began = time.perf_counter()
+            if self.fresh:
+                self.block.clear()
+            else:
+                self.block.carry_over()
+            futures = self._launch(iteration)
+            failures = self._watch(futures)
+            if not failures:
+                self.fresh = False
+                *logs, policy = ray.get(list(futures))
+                self.begun = [log.begun for log in logs]
+                return Rollout(logs, policy, time.perf_counter() - began)
+            self._replace(failures)
+        raise EngineError(
+            f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
+            code="ENVIRONMENT",
+            remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
+        )  # fmt: skip
+
+    def update(self, iteration: int) -> Update:
+        """One update of all learners; the policy worker takes the new weights over before its next decision."""
+        updates = collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
+        first: Update = updates[0]
+        return first
+
+    def _launch(self, iteration: int) -> dict[Any, str]:
+        begun = self.begun if self.fresh else [None] * len(self.environments)
+        futures = {
+            worker.rollout.remote(counters): f"environment worker {i}"
+            for i, (worker, counters) in enumerate(zip(self.environments, begun, strict=True))
+        }
+        futures[self.policy.rollout.remote(iteration, self.fresh)] = "policy worker"
+        return futures
+
+    def _watch(self, futures: dict[Any, str]) -> dict[int, str]:
+        """Wait for all; on a failure give the iteration up. Returns whom to replace, with reasons."""
+        waiting = list(futures)
+        failures: dict[int, str] = {}
+        silent: PipelineTimeout | None = None
+        patience = self.placement.deadline_s
+        while waiting:
+            if all(futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting):
+                break  # they hang, and it is known already
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
+            if not done:  # asked to give up and still busy: it hangs
+                for future in waiting:
+                    failures.setdefault(self._number(futures[future]), "does not answer")
+                break
+            name = futures[done[0]]
+            try:
+                ray.get(done[0])
+                continue
+            except PipelineAborted:
+                continue
+            except PipelineTimeout as timeout:
+                silent = silent or timeout
+                for index in timeout.missing:
+                    failures.setdefault(index, reason(timeout))
+            except (RayActorError, RayTaskError) as error:
+                if not name.startswith("environment"):
+                    raise worker_error(name, error) from error
+                failures.setdefault(self._number(name), reason(error))
+            if failures:
+                self._abort()
+        if silent is not None and not failures:
+            raise silent
+        return failures
+
+    @staticmethod
+    def _number(name: str) -> int:
+        if not name.startswith("environment"):
+            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+        return int(name.rsplit(" ", 1)[1])
+
+    def _abort(self) -> None:
+        for bell in (self.policy_bell, *self.environment_bells):
+            bell.ring(*ABORT)
+
+    def _replace(self, failures: dict[int, str]) -> None:
+        for index, why in sorted(failures.items()):
+            name = f"environment worker {index}"
+            print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
+            ray.kill(self.environments[index])
+            self.environments[index] = self.start_environment(index)
+            self.processes[name] = wait_ready(name, self.environments[index])
+        for bell in (self.policy_bell, *self.environment_bells):
+            bell.drain()
+        # All begin fresh episodes, after those that they had begun.
+        self.begun = [c + self.shape.decisions + 1 for c in self.begun]
+        self.fresh = True

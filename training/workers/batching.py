@@ -1,0 +1,84 @@
+"""The policy worker of the asynchronous schedule: decides for whatever lanes ask, in batches with a deadline."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from training.pipeline.bell import Bell, PipelineTimeout
+from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.board import Board, Doing
+from training.workers.policy import INPUTS, PolicyOptions, Sampler
+
+
+class BatchingPolicy(Sampler):
+    """Runs in a Ray actor of its own.
+
+    batch_max: environments in a forward pass. wait_s: for more requests after the first.
+    idle_s: longest wait for a first one.
+    """
+
+    def __init__(
+        self, options: PolicyOptions, shape: RolloutShape, name: str, lanes: int, bells: str,
+        batch_max: int | None, wait_s: float, idle_s: float,
+    ):  # fmt: skip
+        super().__init__(options)
+        self.block = RolloutBlock(shape, name)
+        self.board = Board(lanes, lanes * shape.slots, f"{name}_board")
+        self.bell = Bell(Path(bells) / "policy")
+        self.lanes = [Bell(Path(bells) / f"lane{i}") for i in range(lanes)]
+        self.most = lanes if batch_max is None else batch_max // shape.slots
+        self.wait_s, self.idle_s = wait_s, idle_s
+
+    def serve(self) -> None:
+        """Decide until the process ends."""
+        board = self.board
+        while True:
+            board.turn_to(board.policy, Doing.IDLE)
+            lanes, numbers = self._gather()
+            if self.weights.version != self.version:
+                board.turn_to(board.policy, Doing.LOADING)
+                self.refresh()
+            board.turn_to(board.policy, Doing.DECIDING)
+            self._decide(lanes)
+            for lane, number in zip(lanes, numbers, strict=True):
+                board["answered"][lane] = number
+                self.lanes[lane].ring(lane, 0, 0)
+            board["forwards"][0] += 1
+            board["decided"][0] += len(lanes) * self.block.shape.slots
+
+    def _gather(self) -> tuple[list[int], list[int]]:
+        """Lanes of the next batch, those first that wait longest, and the numbers of their requests."""
+        board = self.board
+        idle_until = time.monotonic() + self.idle_s
+        while True:
+            asked = board["asked"].copy()
+            waiting = np.flatnonzero(asked > board["answered"])
+            waiting = waiting[np.argsort(board["asked_s"][waiting], kind="stable")]
+            now = time.monotonic()
+            until = float(board["asked_s"][waiting[0]]) + self.wait_s if len(waiting) else idle_until
+            more = (board["doing"][: board.lanes] == Doing.STEPPING).any()  # else nobody is on the way
+            if len(waiting) >= self.most or (len(waiting) and (now >= until or not more)):
+                chosen = waiting[: self.most]
+                return chosen.tolist(), asked[chosen].tolist()
+            if self.bell.wait(max(0.0, until - now)) is None and not len(waiting) and time.monotonic() >= idle_until:
+                raise PipelineTimeout("the policy worker", (), self.idle_s, "a request of any lane")
+            while self.bell.wait(0) is not None:  # what they say stands on the board
+                pass
+
+    def _decide(self, lanes: list[int]) -> None:
+        slots = self.block.shape.slots
+        requests = self.board["request"][lanes].tolist()
+        places = [(self.block.fragments[fragment], decision) for fragment, decision, _ in requests]
+        draws = [
+            (lane * slots + slot, turn, decision)
+            for lane, (_, decision, turn) in zip(lanes, requests, strict=True)
+            for slot in range(slots)
+        ]
+        answer = self.sample([np.concatenate([rows[name][d] for rows, d in places]) for name in INPUTS], draws)
+        for index, (rows, decision) in enumerate(places):
+            part = slice(index * slots, (index + 1) * slots)
+            rows["action_tokens"][decision] = answer.tokens[part].numpy()
+            rows["log_probs"][decision] = answer.log_probs[part].numpy()
+            rows["values"][decision] = answer.values[part].numpy()
+            rows["versions"][decision] = self.version

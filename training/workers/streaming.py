@@ -1,0 +1,157 @@
+"""The learner of the asynchronous schedule: takes finished fragments as they come, while others are rolled out.
+
+The first pass over a fragment needs no earlier log-probabilities: its proximal policy is the present one, the ratio is
+1 and what remains is the policy gradient with truncated importance weights. Further passes are clipped against the
+log-probabilities that the first one found.
+"""
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.algorithms import ppo
+from training.pipeline.bell import Bell, PipelineTimeout
+from training.pipeline.block import RolloutShape
+from training.workers.learner import Learner, LearnerOptions, Targets, Update
+
+MEMORY = 4  # updates whose advantages set the scale of a fragment's
+
+
+class StreamingLearner(Learner):
+    """Runs in a Ray actor of its own, one for each rank; all take the same fragments in the same order.
+
+    per_update: fragments. deadline_s: longest wait for one.
+    """
+
+    def __init__(
+        self, rank: int, options: LearnerOptions, shape: RolloutShape, block: str, bells: str, per_update: int,
+        deadline_s: float,
+    ):  # fmt: skip
+        super().__init__(rank, options, shape, block)
+        self.per_update, self.deadline_s = per_update, deadline_s
+        self.bell = Bell(Path(bells) / f"learner{rank}")
+        self.scale: deque[torch.Tensor] = deque(maxlen=MEMORY * per_update)  # count, sum and sum of squares
+        whole = {k: torch.from_numpy(v) for k, v in self.block.arrays.items()}
+        width = shape.chunk if self.critic else shape.values
+        own = {"values": width, "advantage": width, "returns": width, "weight": shape.chunk, "executed": shape.chunk}
+        rows = (shape.fragments, shape.decisions + 1, shape.slots)
+        self.found = {k: torch.zeros(*rows, size, dtype=torch.bool if k == "executed" else None)
+                      for k, size in own.items()}  # fmt: skip
+        self.found["proximal"] = torch.zeros(*rows, shape.chunk, shape.action_dim)
+        after = {k: v for k, v in whole.items() if v.shape[1] == rows[1]}
+        self.flat = {k: v.flatten(0, 2) for k, v in {**after, **self.found}.items()}
+        self.first_pass = False
+
+    def update(self, iteration: int) -> Update:
+        """The fragments of an update as they come, then the passes that need all of them."""
+        began, waited = time.perf_counter(), 0.0
+        config, factor = self.config, self._set_rates(iteration)
+        totals: dict[str, list[float]] = {}
+        shares: list[list[torch.Tensor]] = [[] for _ in range(self.world)]
+        seen: Any = None
+        ages: list[torch.Tensor] = []
+        each = self.per_update // config.minibatches
+        for minibatch in range(config.minibatches):
+            self.optimizer.zero_grad(set_to_none=False)
+            numbers: dict[str, torch.Tensor] = {}
+            total = torch.zeros(())
+            for number in range(minibatch * each, (minibatch + 1) * each):
+                mark = time.perf_counter()
+                fragment = self._next(iteration, number)
+                waited += time.perf_counter() - mark
+                rows = self._take(fragment)
+                ages.append(iteration - self.flat["versions"][rows].float())
+                for rank, share in enumerate(shares):
+                    share.append(rows[rank :: self.world])
+                if not self._improves(iteration):
+                    continue
+                mine = shares[self.rank][-1]
+                if not config.train_vision:
+                    seen = self._look(self.flat, mine, seen)
+                self.first_pass = True
+                self._accumulate(self.flat, seen, mine, torch.ones(()), iteration, numbers)
+                self.first_pass = False
+                total += self.flat["weight"][rows].sum()
+            if self._improves(iteration):
+                self._rescale(numbers, total)
+                for key, value in self._step(numbers, iteration, 0, minibatch).items():
+                    totals.setdefault(key, []).append(value)
+        rows = torch.cat([part for parts in zip(*shares, strict=True) for part in parts])
+        generator = torch.Generator().manual_seed(self._seed(iteration))
+        if self.critic is not None:
+            totals["value_loss"] = self._fit_critic(self.flat, rows, iteration, generator)
+        if self._improves(iteration):
+            passes = range(1, config.epochs)
+            self._improve(self.flat, seen, [torch.cat(s) for s in shares], iteration, passes, generator, totals)
+        if self.seeing:
+            self._see(self.flat, rows, iteration, factor, totals)
+        age = torch.cat(ages)
+        numbers_of_update = {
+            "explained_variance": self._explained(rows), "learner_wait_s": waited,
+            "staleness_mean": float(age.mean()), "staleness_max": float(age.max()),
+        }  # fmt: skip
+        return self._finish(iteration, factor, totals, numbers_of_update, began)
+
+    def _next(self, iteration: int, number: int) -> int:
+        """The next fragment of this update."""
+        message = self.bell.wait(self.deadline_s)
+        if message is None:
+            what = f"fragment {number + 1} of {self.per_update} for update {iteration}"
+            raise PipelineTimeout(f"learner {self.rank}", (), self.deadline_s, what)
+        fragment, update, _ = message
+        if update != iteration:
+            raise RuntimeError(f"learner {self.rank}: a fragment for update {update} in update {iteration}")
+        return fragment
+
+    def _take(self, fragment: int) -> torch.Tensor:
+        """Work out what a fragment says; its samples as rows of `flat`."""
+        found = self._targets({k: torch.from_numpy(v) for k, v in self.block.fragments[fragment].arrays.items()})
+        decisions, slots = found.valid.shape
+        advantage = self._normalized(found) if self.config.normalize_advantages else found.advantage
+        values = {"values": found.values[:-1], "advantage": advantage, "returns": found.returns,
+                  "weight": found.weight, "executed": found.executed}  # fmt: skip
+        for key, value in values.items():
+            self.found[key][fragment, :decisions] = value
+        return fragment * (decisions + 1) * slots + torch.nonzero(found.valid.flatten()).flatten()
+
+    def _normalized(self, found: Targets) -> torch.Tensor:
+        """Zero mean and unit variance over all advantages of the last updates: those still to come aren't known."""
+        chosen = found.advantage[found.mask].double()
+        self.scale.append(torch.stack([torch.tensor(float(chosen.numel())).double(), chosen.sum(), (chosen**2).sum()]))
+        count, total, squares = torch.stack([*self.scale]).sum(0)
+        mean = total / count.clamp(min=1)
+        deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+        scaled = (found.advantage - mean.float()) / (deviation.float() + 1e-8)
+        return torch.where(found.mask, scaled, torch.zeros_like(scaled))
+
+    def _rescale(self, numbers: dict[str, torch.Tensor], total: torch.Tensor) -> None:
+        """Turn sums over control steps into means, now that their weight is known."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= total
+        for key in numbers:
+            numbers[key] = numbers[key] / total
+
+    def _actor_loss(
+        self, flat: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], mine: torch.Tensor, log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Clipped against the proximal policy, weighted by its probability over that of the policy that acted."""
+        config, executed = self.config, batch["executed"]
+        if self.first_pass:
+            flat["proximal"][mine] = log_probs.detach()
+        tokens = log_probs, flat["proximal"][mine], batch["log_probs"]
+        new, proximal, acted = (ppo.group(x, executed, config.ratio) for x in tokens)
+        importance, cut = ppo.importance_weights(proximal, acted, config.importance_cap)
+        advantage, weight = self._per_unit(batch["advantage"], batch["weight"], new)
+        loss, statistics = ppo.policy_loss(new, proximal, advantage, weight, config, importance)
+        statistics["truncated_share"] = ppo.weighted_mean(cut, weight)
+        statistics["importance"] = ppo.weighted_mean(importance, weight)
+        return loss, statistics
+
+    def _explained(self, rows: torch.Tensor) -> float:
+        executed, values, returns = (self.flat[k][rows] for k in ("executed", "values", "returns"))
+        mask = executed if values.shape[-1] > 1 else executed.any(-1, keepdim=True)
+        return ppo.explained_variance(values[mask], returns[mask])
