@@ -36,8 +36,12 @@ class EngineError(SimrealError):
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Who runs where. All share one host; a device is a CPU core here.
+    """Who runs where.
 
+    environments: devices of the simulators: cpu, all, 0-3, 0,2,4-7, or a share of the cluster's GPUs, 25-50%.
+    policy: devices of the policy, likewise.
+    learner: devices of the learner, likewise.
+    offload: whoever rests leaves its device's memory to the others that sit there.
     environment_workers: processes that step environments.
     stages: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
     policy_threads: torch threads of the policy worker.
@@ -46,6 +50,10 @@ class PlacementConfig:
     deadline_s: a process that waits longer than this names whom it waits for.
     """
 
+    environments: str = "cpu"
+    policy: str = "cpu"
+    learner: str = "cpu"
+    offload: bool = False
     environment_workers: int = 2
     stages: int = 1
     policy_threads: int = 2
