@@ -65,7 +65,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU of the plan. gib: GiB of each component that sits there, None if not known. peak: GiB, the most at a time."""
+    """A GPU of the plan. gib: GiB of each component there, None if not known. peak: GiB, the most at a time."""
 
     number: int
     node: int

@@ -1,7 +1,7 @@
 """What a model takes of a device's memory, worked out without the device and without the weights.
 
 The model is built on torch's meta device, whose tensors have a size and no values; one forward pass there tells what
-the backward pass would keep. Attention counts as the fused kernels of a GPU have it: inputs, output, mask, a number a row.
+the backward pass would keep. Attention counts as the fused kernels of a GPU have it: inputs, output, mask and row sums.
 """
 
 from collections.abc import Iterator
