@@ -87,6 +87,14 @@ def load(
     device, dtype: of the weights; None keeps the type that they are stored in.
     """
     root = Path(folder)
+    codec = read_codec(root, offered, consumer)
+    provenance = schema.load(Provenance, _text(root, "provenance.json"), "provenance", CheckpointError)
+    return Policy(codec, _read_model(root, device, dtype), provenance)
+
+
+def read_codec(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> Codec:
+    """Everything of a checkpoint but its model; arguments and errors as of `load`."""
+    root = Path(folder)
     _check_files(root)
     contract = PolicyContract.from_json(_text(root, "contract.json"))
     if offered is not None:
@@ -103,9 +111,13 @@ def load(
             )
         )
     inputs, outputs = _read_transforms(_text(root, "transforms.json"))
-    codec = Codec(contract, statistics, inputs, outputs, _read_tokenizer(root))
-    provenance = schema.load(Provenance, _text(root, "provenance.json"), "provenance", CheckpointError)
-    return Policy(codec, _read_model(root, device, dtype), provenance)
+    return Codec(contract, statistics, inputs, outputs, _read_tokenizer(root))
+
+
+def read_model_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration that `vla.policy.build` makes the checkpoint's model from."""
+    config: dict[str, Any] = schema.parse(_text(Path(folder), "model.json"), "model", CheckpointError)
+    return config
 
 
 def _write(policy: Policy, folder: Path, provenance: Provenance) -> None:
@@ -213,7 +225,7 @@ def _read_tokenizer(root: Path) -> InstructionTokenizer:
 
 
 def _read_model(root: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
-    config = schema.parse(_text(root, "model.json"), "model", CheckpointError)
+    config = read_model_config(root)
     try:
         model = empty(lambda: build(config))
     except (SimrealError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:

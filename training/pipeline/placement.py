@@ -9,6 +9,7 @@ import torch
 from training import envs
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutShape
+from training.pipeline.seats import COMPONENTS, CPU
 from training.pipeline.weights import WeightsLayout
 from vla import lora as adapters
 from vla.codec import Codec
@@ -23,8 +24,12 @@ class EngineError(SimrealError):
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Who runs where. All share one host; a device is a CPU core here.
+    """Who runs where and what may overlap. All share one host.
 
+    environments: devices of the simulators: cpu, all, 0-3, 0,2,4-7, or a share of the cluster's GPUs, 25-50%.
+    policy: devices of the policy, likewise.
+    learner: devices of the learner, likewise.
+    offload: whoever rests leaves its device's memory to the others that sit there.
     schedule: synchronous, rollout and update take turns; or asynchronous, they go on side by side.
     environment_workers: processes that step environments.
     stages: synchronous: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
@@ -41,6 +46,10 @@ class PlacementConfig:
     deadline_s: a process that waits longer than this names whom it waits for.
     """
 
+    environments: str = CPU
+    policy: str = CPU
+    learner: str = CPU
+    offload: bool = False
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
     environment_workers: int = 2
     stages: int = 1
@@ -84,6 +93,11 @@ def plan(
     algorithm: PPOConfig, placement: PlacementConfig, lora: Lora = FULL,
 ) -> Plan:  # fmt: skip
     """Check that everything fits, before any process is started and any file written."""
+    if any(getattr(placement, name) != CPU for name in COMPONENTS):
+        raise EngineError(
+            "training on GPUs is not there yet: `vla plan` tells of such a placement, `vla train` can't start it",
+            code="PLACEMENT_GPU", remedy="Choose placement=colocated, pipelined or asynchronous.",
+        )  # fmt: skip
     if placement.micro_batch is not None and placement.micro_batch < 1:
         raise EngineError(
             f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."

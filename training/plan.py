@@ -1,0 +1,185 @@
+"""`vla plan`: who would sit where, what each GPU would hold, and what can't be, before anything is started."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from training.algorithms.ppo import PPOConfig
+from training.pipeline.placement import PlacementConfig
+from training.pipeline.seats import COMPONENTS, Cluster, Seats, check, seat
+from training.pipeline.weigh import GIB, Load, Sizes, weigh
+from training.train import EnvConfig
+from vla.checkpoint import read_codec, read_model_config
+from vla.cli import Command
+from vla.lora import Lora
+from vla.models.published import PublishedConfig
+from vla.results import write_json
+
+CONTEXT_GIB = 0.6  # of the CUDA context, cuBLAS and the allocator's slack, for each process on a device
+DEFAULT_GIB = 80.0  # of a GPU, where none is there to ask
+LETTERS = {"environments": "E", "policy": "P", "learner": "L"}
+OFT = PublishedConfig(decoding="parallel", chunk=8, stop=False, values=1)  # what is weighed without a checkpoint
+OFT_PROMPT = 34  # tokens of an ordinary instruction
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Options of `vla plan`; those of `vla train`, and what they would run on.
+
+    cluster: the machines.
+    checkpoint: bundle that would be trained; null weighs OpenVLA-OFT with 7 billion parameters.
+    seed: has no influence.
+    iterations: has no influence.
+    slots: environments in all.
+    decisions: of every slot in an iteration.
+    environment_gib: what the simulator takes on each of its GPUs; null if that is not known.
+    env: where it would learn.
+    algorithm: how it would learn.
+    placement: who runs where.
+    lora: adapters in place of all weights.
+    force: tell of a GPU that is too small, and end as if it were not.
+    out: JSON file of the plan, null for none.
+    """
+
+    cluster: Cluster = field(default_factory=Cluster)
+    checkpoint: Path | None = None
+    seed: int = 0
+    iterations: int = 100
+    slots: int = 128
+    decisions: int = 32
+    environment_gib: float | None = None
+    env: EnvConfig = field(default_factory=EnvConfig)
+    algorithm: PPOConfig = field(default_factory=PPOConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    lora: Lora = field(default_factory=Lora)
+    force: bool = False
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU of the plan. gib: GiB of each component there, None if not known. peak: GiB, the most at a time."""
+
+    number: int
+    node: int
+    gib: Mapping[str, float | None]
+    peak: float
+
+
+def plan(config: PlanConfig) -> int:
+    """Run `vla plan`; the exit code is 1 if a GPU would be too small."""
+    console, cluster = Console(soft_wrap=True), present(config.cluster)
+    placement = config.placement
+    words = {name: getattr(placement, name) for name in COMPONENTS}
+    seats = seat(words, cluster)
+    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload)
+    model, sizes = _model(config.checkpoint)
+    load = weigh(model, sizes, config.lora)
+    devices = weigh_devices(config, cluster, seats, load)
+    console.print(_about(config, load), highlight=False)
+    if not devices:
+        console.print("everything runs on the processors")
+    else:
+        console.print(picture(devices, cluster))
+    if config.out is not None:
+        write_json(config.out, {"seats": asdict(seats), "load": asdict(load), "devices": [asdict(d) for d in devices]})
+    capacity = cluster.gpu_gib or DEFAULT_GIB
+    full = [d for d in devices if d.peak > capacity]
+    if full:
+        remedy = _remedy(config, seats)
+        console.print(f"{len(full)} GPUs of {capacity:g} GiB would be too small: {remedy}", style="red")
+    return int(bool(full) and not config.force)
+
+
+def present(cluster: Cluster) -> Cluster:
+    """With what this machine has in place of what was not named."""
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = here if cluster.gpus is None else cluster.gpus
+    gib = cluster.gpu_gib
+    if gib is None:
+        gib = torch.cuda.get_device_properties(0).total_memory / GIB if here else DEFAULT_GIB
+    return Cluster(cluster.nodes, gpus, gib)
+
+
+def weigh_devices(config: PlanConfig, cluster: Cluster, seats: Seats, load: Load) -> list[Device]:
+    """What every GPU of the plan would hold."""
+    placement, per_node = config.placement, cluster.gpus or 1
+    batch = -(-config.slots // (placement.stages * max(1, len(seats.policy))))
+    learners = max(1, len(seats.learner))
+    samples = placement.micro_batch or -(-config.slots * config.decisions // (config.algorithm.minibatches * learners))
+    each = {
+        "environments": config.environment_gib,
+        "policy": load.policy(batch) / GIB + CONTEXT_GIB,
+        "learner": load.learner(samples, config.algorithm.gradient_checkpointing) / GIB + CONTEXT_GIB,
+    }
+    found = []
+    for number in sorted({*seats.environments, *seats.policy, *seats.learner}):
+        own = {name: each[name] for name in COMPONENTS if number in seats.of(name)}
+        learner, rollout = own.get("learner") or 0.0, sum(v or 0.0 for k, v in own.items() if k != "learner")
+        peak = max(learner, rollout) if placement.offload else learner + rollout
+        found.append(Device(number, number // per_node, own, peak))
+    return found
+
+
+def picture(devices: list[Device], cluster: Cluster) -> Table:
+    """Who works on which GPU while rolling out and while updating, and what it holds."""
+    capacity = cluster.gpu_gib or DEFAULT_GIB
+    table = Table(title="E environments, P policy, L learner", title_justify="left")
+    for name in ("node", "GPU", "rollout", "update", "holds, GiB", "peak, GiB", f"of {capacity:g} GiB"):
+        table.add_column(name)
+    for device in devices:
+        rollout = " ".join(LETTERS[n] for n in ("environments", "policy") if n in device.gib)
+        update = "L" if "learner" in device.gib else ""
+        holds = ", ".join(f"{LETTERS[n]} {'?' if v is None else f'{v:.1f}'}" for n, v in device.gib.items())
+        bar = "#" * min(20, round(20 * device.peak / capacity))
+        style = "red" if device.peak > capacity else ""
+        table.add_row(
+            str(device.node), str(device.number), rollout, update, holds,
+            f"{device.peak:.1f}", f"{bar:20s}", style=style,
+        )  # fmt: skip
+    return table
+
+
+def _model(checkpoint: Path | None) -> tuple[dict[str, Any], Sizes]:
+    """Configuration and inputs of the model that would be trained."""
+    if checkpoint is None:
+        config = {"class": "openvla", "vocabulary": OFT.language.vocab_size, **asdict(OFT)}
+        side = OFT.dino.image_size
+        return config, Sizes((OFT.cameras, side, side, 3), OFT.state_dim, OFT_PROMPT, (OFT.chunk, OFT.action_dim))
+    codec = read_codec(checkpoint, None)
+    sizes = Sizes(codec.image_shape, codec.contract.state_size, codec.tokenizer.length, codec.action_shape)
+    return read_model_config(checkpoint), sizes
+
+
+def _about(config: PlanConfig, load: Load) -> str:
+    trained = f"{load.trained / 1e6:.1f} million" if load.trained < 1e9 else f"{load.trained / 1e9:.2f} billion"
+    kept, again = load.kept / GIB, load.kept_checkpointed
+    less = "" if again is None else f" ({again / GIB:.2f} with algorithm.gradient_checkpointing=true)"
+    return (
+        f"{config.checkpoint or 'OpenVLA-OFT, 7B'}: {load.parameters / 1e9:.2f} billion parameters "
+        f"({load.weights / GIB:.1f} GiB), {trained} trained; a sample keeps {kept:.2f} GiB{less}"
+    )
+
+
+def _remedy(config: PlanConfig, seats: Seats) -> str:
+    """What would make it fit, the cheapest first."""
+    ways = []
+    if not config.algorithm.gradient_checkpointing:
+        ways.append("algorithm.gradient_checkpointing=true")
+    if not config.lora.rank:
+        ways.append("lora.rank=32")
+    if not config.placement.offload and any(seats.together(n, "learner") for n in ("environments", "policy")):
+        ways.append("placement.offload=true")
+    ways.append(f"placement.micro_batch={max(1, (config.placement.micro_batch or 16) // 2)}")
+    return "try " + ", ".join(ways)
+
+
+command = Command(
+    name="plan", help="Who would sit where, and what each GPU would hold.", schema=PlanConfig, config_name="plan",
+    run=plan,
+)  # fmt: skip
