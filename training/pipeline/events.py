@@ -9,10 +9,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 
+from vla.errors import SimrealError
+
 Process = Generator["Signal", None, None]
 
 
-class Stalled(RuntimeError):
+class Stalled(SimrealError):
     """Nobody can move any more, and what was waited for has not happened."""
 
 
@@ -75,7 +77,10 @@ class Loop:
     def run(self, until: Signal) -> None:
         while not until.fired:
             if not self._queue:
-                raise Stalled(f"after {self.now:g} s every simulated process waits for another")
+                raise Stalled(
+                    f"after {self.now:g} s every simulated process waits for another", code="STALLED",
+                    remedy="Look for a batch that never fills up, or for who should fire what is waited for.",
+                )  # fmt: skip
             self.now, _, call = heapq.heappop(self._queue)
             call()
 

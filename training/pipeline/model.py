@@ -33,9 +33,14 @@ from training.pipeline.scenarios import (
     disaggregated,
     pipelined,
 )
+from vla.errors import SimrealError
 
 COMPONENTS = ("environment", "policy", "learner")
 DRAWN = 4000  # environment calls that a timeline has at most
+
+
+class ModelError(SimrealError):
+    """Scenario, placement and schedule do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Result:
 @dataclass
 class _Request:
     environments: int
+    asked: float  # s
     answered: Signal
 
 
@@ -146,7 +152,7 @@ class _Run:
                 yield from self._wait("weights", self.newer, n)
             version = self.version
             for _ in range(length):
-                request = _Request(n, Signal(self.loop))
+                request = _Request(n, self.loop.now, Signal(self.loop))
                 self.requests.append(request)
                 self.asked.fire()
                 yield from self._wait("policy", request.answered, n)
@@ -179,7 +185,8 @@ class _Run:
                 self.asked = Signal(self.loop)
                 yield self.asked
             if schedule.batching == "dynamic":
-                deadline = self.loop.sleep(schedule.deadline_s)
+                left = self.requests[0].asked + schedule.deadline_s - self.loop.now
+                deadline = self.loop.sleep(max(0.0, left))
                 while sum(r.environments for r in self.requests) < full and not deadline.fired:
                     self.asked = either = Signal(self.loop)
                     deadline.then(either.fire)
@@ -262,7 +269,10 @@ def simulate(
 ) -> Result:
     """Run `iterations` updates; the first `uncounted` ones fill the pipeline."""
     if not 0 < uncounted < iterations:
-        raise ValueError(f"{uncounted} of {iterations} updates are not to count: at least one, and not all, can be")
+        raise ModelError(
+            f"{uncounted} of {iterations} updates are not to count", code="MODEL",
+            remedy="Leave out at least one, and not all.",
+        )  # fmt: skip
     _check(scenario, placement, schedule)
     run = _Run(scenario, placement, schedule, iterations, seed)
     run.go()
@@ -271,20 +281,24 @@ def simulate(
 
 def _check(scenario: Scenario, placement: Placement, schedule: Schedule) -> None:
     separate = isinstance(scenario.environment, SeparateEnvironments)
+    rest = scenario.environments % schedule.stages
+    broken = scenario.decisions % (schedule.fragment or 1)
+    streams = schedule.fragment or schedule.microbatch or schedule.staleness
+    sizes = f"{schedule.stages} stages do not divide {scenario.environments} environments"
     wrong = {
-        "policy and learner need devices": not placement.policy or not placement.learner,
-        "environments on cores of their own have no devices, others need some": separate == bool(placement.environment),
-        f"{schedule.stages} stages do not divide {scenario.environments} environments": scenario.environments
-        % schedule.stages
-        != 0,
-        "fragments must divide an update's decisions": schedule.fragment
-        and scenario.decisions % schedule.fragment != 0,
-        "a learner that shares devices with the rollout takes turns with it: no fragments, micro-batches or staleness":
-            placement.learner_shares and bool(schedule.fragment or schedule.microbatch or schedule.staleness),
+        "policy or learner has no device": (not placement.policy or not placement.learner, "Give them devices."),
+        "environments on cores of their own have devices, or others none": (
+            separate == bool(placement.environment), "Give devices to environments that step in one call only.",
+        ),
+        sizes: (rest > 0, "Choose a divisor."),
+        "fragments do not divide an update's decisions": (broken > 0, "Choose a divisor."),
+        "a learner that shares devices with the rollout can't overlap with it": (
+            placement.learner_shares and streams > 0, "Set fragment, microbatch and staleness to 0, or part them.",
+        ),
     }  # fmt: skip
-    for reason, found in wrong.items():
+    for reason, (found, remedy) in wrong.items():
         if found:
-            raise ValueError(f"{schedule.name} on {placement.name}: {reason}")
+            raise ModelError(f"{schedule.name} on {placement.name}: {reason}", code="MODEL", remedy=remedy)
 
 
 def _groups(scenario: Scenario, schedule: Schedule) -> list[tuple[int, int]]:

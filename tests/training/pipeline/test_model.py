@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.pipeline.events import Cores, Lane, Loop, Process, Signal, Stalled
-from training.pipeline.model import predict_rollout, simulate, write_trace
+from training.pipeline.model import ModelError, predict_rollout, simulate, write_trace
 from training.pipeline.scenarios import (
     ABLATION,
     ASYNCHRONOUS,
@@ -103,6 +103,14 @@ def test_a_batch_waits_until_it_is_full_or_its_deadline(deadline_s: float, expec
     calls = [(i.start, i.label.split()[0]) for i in timeline if i.component == "policy"]
     assert [label for _, label in calls[:4]] == [label for _, label in expected]
     assert [start for start, _ in calls[:4]] == pytest.approx([start for start, _ in expected])
+
+
+def test_the_deadline_counts_from_when_the_first_one_asked() -> None:
+    # Never full. The second stage asks at 1.2 s, while the policy is busy until 1.5 s: it has waited long enough then.
+    scenario = Scenario(2, 8, BatchedEnvironments(0.3, 0.0), Inference(0.5, 0.0), Learner(0.0))
+    schedule = Schedule("dynamic", 2, "dynamic", deadline_s=0.1, batch=3)
+    timeline = simulate(scenario, disaggregated(1, 1, 1), schedule).timeline
+    assert [i.start for i in timeline if i.component == "policy"][:4] == pytest.approx([0.1, 1.0, 1.5, 2.0])
 
 
 def test_micro_batches_hide_the_update_behind_the_rollout() -> None:
@@ -239,17 +247,17 @@ def test_measured_rollouts_are_predicted_within_a_tenth(model: str, pair: str) -
 @pytest.mark.parametrize(
     ("placement", "schedule", "message"),
     [
-        (disaggregated(0, 1, 1), Schedule(), "no devices"),
-        (disaggregated(1, 0, 1), Schedule(), "need devices"),
+        (disaggregated(0, 1, 1), Schedule(), "or others none"),
+        (disaggregated(1, 0, 1), Schedule(), "has no device"),
         (disaggregated(1, 1, 1), pipelined(3), "3 stages do not divide 4"),
-        (disaggregated(1, 1, 1), Schedule(fragment=2), "divide an update's decisions"),
-        (hybrid(1, 1), Schedule(staleness=1), "takes turns"),
+        (disaggregated(1, 1, 1), Schedule(fragment=2), "do not divide an update's decisions"),
+        (hybrid(1, 1), Schedule(staleness=1), "can't overlap"),
     ],
 )
 def test_what_does_not_fit_is_refused(placement: Placement, schedule: Schedule, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         simulate(EVEN, placement, schedule)
-    with pytest.raises(ValueError, match="2 of 2 updates"):
+    with pytest.raises(ModelError, match="2 of 2 updates"):
         simulate(EVEN, disaggregated(1, 1, 1), Schedule(), iterations=2, uncounted=2)
 
 
