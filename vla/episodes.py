@@ -84,13 +84,22 @@ class EpisodeWriter:
         self._failed = False
         with told(folder):
             self._file = self._part.open("xb")
+        try:
+            self._begin(attachments)
+        except EpisodeError:
+            with suppress(OSError):
+                self._file.close()
+            self._part.unlink()  # nothing is in it yet
+            raise
+
+    def _begin(self, attachments: Mapping[str, str]) -> None:
         with self._told():
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._writer = Writer(self._file, CHUNK_BYTES, CompressionType.LZ4)
             self._writer.start("ros2")
-            self._writer.add_metadata(METADATA, info.to_texts())
+            self._writer.add_metadata(METADATA, self.info.to_texts())
             for name, text in attachments.items():
-                stamp = round(info.began * 1e9)
+                stamp = round(self.info.began * 1e9)
                 self._writer.add_attachment(stamp, stamp, name, "application/json", text.encode())
         self.flush()
 
@@ -109,6 +118,8 @@ class EpisodeWriter:
     def describe(self, info: EpisodeInfo) -> None:
         """More has become known."""
         self.info = info
+        if self._failed:
+            return
         with self._told():
             self._writer.add_metadata(METADATA, info.to_texts())
 
