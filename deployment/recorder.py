@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from vla.episodes import RESERVE_BYTES, EpisodeError, EpisodeInfo, EpisodeWriter, next_number, told
@@ -22,7 +21,7 @@ from vla.errors import CodedError, Fault
 
 BEFORE_S = 0.5  # of messages that are kept until an episode begins
 WAITING_BYTES = 256 << 20  # at most, for a disk that is slow
-IDLE_S = 0.1
+ROUND_S = 0.05  # messages are written together so often: to wake for each would cost as much as to write it
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class Recorder:
         self._recording = False
         self._before: deque[tuple[int, int, bytes]] = deque()
         self._latched: dict[int, bytes] = {}
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._steps: deque[Callable[[], None]] = deque()
+        self._over = Event()
         self._taken = self._gone = 0  # bytes that came into the queue, and that left it
         self._writer: EpisodeWriter | None = None
         self._channels: list[int] = []
@@ -83,7 +83,7 @@ class Recorder:
         self.end()
         self.broken = False
         info = EpisodeInfo(0, time.time(), self._namespace, instruction)
-        self._queue.put(partial(self._open, info))
+        self._steps.append(partial(self._open, info))
         first = self._before[0][1] if self._before else time.time_ns()
         recent = {stream for stream, _, _ in self._before}
         for stream, data in self._latched.items():
@@ -97,18 +97,18 @@ class Recorder:
     def describe(self, **known: Any) -> None:
         """More has become known of the episode: fields of EpisodeInfo."""
         if self._recording:
-            self._queue.put(partial(self._describe, known))
+            self._steps.append(partial(self._describe, known))
 
     def end(self) -> None:
         """The episode is over."""
         if self._recording:
             self._recording = False
-            self._queue.put(self._close)
+            self._steps.append(self._close)
 
     def close(self) -> None:
         """Write what is left and end."""
         self.end()
-        self._queue.put(None)
+        self._over.set()
         self._thread.join()
         os.close(self._lock)
 
@@ -127,22 +127,24 @@ class Recorder:
             self.fault = Fault("RECORDER_LATE", "recorder", "every message written", f"{self.dropped} dropped", remedy)
             return
         self._taken += len(data)
-        self._queue.put(partial(self._write, stream, now, data))
+        self._steps.append(partial(self._write, stream, now, data))
 
     # In the recorder's thread
 
     def _run(self) -> None:
         while True:
-            try:
-                step = self._queue.get(timeout=IDLE_S)
-            except Empty:
-                step = self._flush
-            if step is None:
+            last = self._over.wait(ROUND_S)
+            while self._steps:
+                self._attempt(self._steps.popleft())
+            self._attempt(self._flush)
+            if last:
                 return
-            try:
-                step()
-            except EpisodeError as error:
-                self._give_up(error)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except EpisodeError as error:
+            self._give_up(error)
 
     def _open(self, info: EpisodeInfo) -> None:
         self.fault = None
