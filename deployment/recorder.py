@@ -145,6 +145,10 @@ class Recorder:
             step()
         except EpisodeError as error:
             self._give_up(error)
+        except Exception as error:  # of whatever kind: without this thread nothing is recorded, and nobody is told
+            found = f"{type(error).__name__}: {error}"
+            remedy = "Look at the message, then start again."
+            self._give_up(EpisodeError(Fault("RECORDER_FAILED", "recorder", "a message that is written", found, remedy)))
 
     def _open(self, info: EpisodeInfo) -> None:
         self.fault = None

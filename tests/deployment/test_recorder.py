@@ -16,6 +16,8 @@ ATTACHED = {"contract.json": "{}"}
 
 
 def shout(data: bytes) -> bytes:
+    if data == b"bug":
+        raise KeyError("a mistake in here")
     if data == b"bad":
         raise CodedError(Fault("IMAGE_ENCODING", "image", "rgb8", "bad", "Publish rgb8."))
     return data.upper()
@@ -80,6 +82,19 @@ def test_a_message_that_can_not_be_encoded_is_left_out_and_told(recorder: Record
     assert [m.data for m in episodes(recorder)[0].messages()] == [b"GOOD"]
     assert recorder.dropped == 1 and recorder.fault is not None and recorder.fault.code == "IMAGE_ENCODING"
     assert not recorder.broken
+
+
+def test_a_mistake_does_not_end_the_recording_in_silence(recorder: Recorder, until: Callable[..., bool]) -> None:
+    recorder.begin("")
+    recorder.take(0, b"before")
+    recorder.take(1, b"bug")
+    assert until(lambda: recorder.broken)
+    assert recorder.fault is not None and recorder.fault.code == "RECORDER_FAILED"
+    (episode,) = episodes(recorder)
+    assert episode.info.outcome == "interrupted" and [m.data for m in episode.messages()] == [b"before"]
+    recorder.begin("")
+    recorder.end()
+    assert until(lambda: recorder.episodes == 1) and not recorder.broken
 
 
 def test_without_space_the_episode_ends_and_the_next_one_tries_again(

@@ -13,7 +13,7 @@ PLAIN = {
     "bool", "byte", "char", "string", "wstring", "float32", "float64",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 }  # fmt: skip
-FOR_EVER = "{sec: 2147483647, nsec: 4294967295}"
+FOR_EVER = "{sec: 9223372036, nsec: 854775807}"
 
 
 @cache

@@ -232,11 +232,13 @@ class RecorderNode(ManagedNode):
             if fault:
                 self.get_logger().error(fault)
         if recorder.broken and recorder.recording:
-            recorder.end()
-            self._ends = None
-            if read(self, "stop_on_failure") and self._stop.service_is_ready():
+            if read(self, "stop_on_failure"):
+                if not self._stop.service_is_ready():
+                    return  # again in the next round
                 self.get_logger().error("the episode is not recorded: franka_node is stopped")
                 self._stop.call_async(Trigger.Request())
+            recorder.end()
+            self._ends = None
 
     def health(self) -> tuple[str, Fault | None, dict[str, object]]:
         recorder = self._recorder
