@@ -147,8 +147,8 @@ class Recorder:
             self._give_up(error)
         except Exception as error:  # of whatever kind: without this thread nothing is recorded, and nobody is told
             found = f"{type(error).__name__}: {error}"
-            remedy = "Look at the message, then start again."
-            self._give_up(EpisodeError(Fault("RECORDER_FAILED", "recorder", "a message that is written", found, remedy)))
+            fault = Fault("RECORDER_FAILED", "recorder", "a message that is written", found, "See what it says.")
+            self._give_up(EpisodeError(fault))
 
     def _open(self, info: EpisodeInfo) -> None:
         self.fault = None
