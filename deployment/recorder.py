@@ -187,7 +187,7 @@ class Recorder:
 
     def _give_up(self, error: EpisodeError) -> None:
         """What is there is closed, if that can still be done."""
-        self.fault, self.broken = error.faults[0], True
+        self.fault = error.faults[0]
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
@@ -195,6 +195,7 @@ class Recorder:
                 self.file = str(writer.close())
             except EpisodeError as again:
                 self.fault = again.faults[0]
+        self.broken = True  # once what is there is closed
 
 
 def _claim(folder: Path) -> int:
