@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from vla_policy import graph
-from vla_policy.deploy import DeployConfig, outcome, run
+from vla_policy.deploy import DeployConfig, arguments, outcome, run
 
 from vla.errors import SimrealError
 
@@ -43,6 +43,23 @@ def test_with_a_server_the_policy_node_needs_no_checkpoint() -> None:
 def test_what_can_not_be_is_refused(given: dict[str, str], told: str) -> None:
     with pytest.raises(graph.ArgumentError, match=told):
         graph.nodes(given)
+
+
+def test_a_recorder_joins_where_a_folder_is_given(tmp_path: Path) -> None:
+    given = {"checkpoint": "/c", "use_sim": "true", "cameras": "a,b", "record": str(tmp_path / "new" / "folder")}
+    *others, recorder = graph.nodes(given)
+    assert recorder.executable == "recorder_node" and [n.executable for n in others][-1] == "franka_node"
+    assert recorder.parameters["folder"] == given["record"] and recorder.parameters["cameras"] == ["a", "b"]
+    assert recorder.parameters["checkpoint"] == "/c" and not (tmp_path / "new").exists()
+    config = DeployConfig(checkpoint=tmp_path, use_sim=True, record=Path("relative"))
+    assert arguments(config)["record"] == str(Path.cwd() / "relative")
+
+
+def test_a_folder_that_can_not_be_written_is_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(graph.ArgumentError, match="can't be written"):
+            graph.nodes({"checkpoint": "/c", "use_sim": "true", "record": str(folder)})
 
 
 def test_the_command_line_carries_parameters_and_namespace() -> None:

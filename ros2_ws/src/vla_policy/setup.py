@@ -11,6 +11,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{package}"]),
         (f"share/{package}", ["package.xml"]),
         (f"share/{package}/launch", glob("launch/*.launch.py")),
+        (f"share/{package}/config", glob("config/*")),
     ],
     install_requires=["setuptools"],
     zip_safe=True,
@@ -19,6 +20,8 @@ setup(
     description="Runs a vision-language-action policy of simreal on a Franka arm or on its simulated twin",
     license="Apache-2.0",
     entry_points={
-        "console_scripts": [f"{node} = {package}.start:{node}" for node in ("policy_node", "franka_node", "twin_node")]
+        "console_scripts": [
+            f"{node} = {package}.start:{node}" for node in ("policy_node", "franka_node", "twin_node", "recorder_node")
+        ]
     },
 )

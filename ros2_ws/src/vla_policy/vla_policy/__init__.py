@@ -1,1 +1,1 @@
-"""ROS 2 nodes around `deployment`: policy_node, franka_node, twin_node, and the graph that they make."""
+"""ROS 2 nodes around `deployment`: policy_node, franka_node, twin_node, recorder_node, and the graph that they make."""

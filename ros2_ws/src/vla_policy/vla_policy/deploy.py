@@ -46,6 +46,7 @@ class DeployConfig:
     trial_s: time limit of a trial.
     seed: of the first trial's episode.
     variant: of the task.
+    record: folder in which every episode is recorded.
     out: JSON file of the trials' result.
     logs: folder of the nodes' output, null for the terminal.
     """
@@ -67,6 +68,7 @@ class DeployConfig:
     trial_s: float = 10.0
     seed: int = 90_001
     variant: str = "in_distribution"
+    record: Path | None = None
     out: Path | None = None
     logs: Path | None = None
 
@@ -82,6 +84,7 @@ def arguments(config: DeployConfig) -> dict[str, str]:
         "contract": "" if config.contract is None else str(config.contract.expanduser().absolute()),
         "twin": config.twin, "seed": str(config.seed), "variant": config.variant, "mode": config.mode,
         "stop_on_success": str(config.trials == 0),
+        "record": "" if config.record is None else str(config.record.expanduser().absolute()),
     }  # fmt: skip
 
 

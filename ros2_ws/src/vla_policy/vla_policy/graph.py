@@ -1,7 +1,9 @@
 """The graph of nodes, once, for `ros2 launch` and for `vla deploy` alike. Imports no ROS."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ARGUMENTS: Mapping[str, tuple[str, str]] = {
@@ -20,6 +22,7 @@ ARGUMENTS: Mapping[str, tuple[str, str]] = {
     "seed": ("90001", "Seed of the twin's episode"),
     "variant": ("in_distribution", "Variant of the task that the twin lays out"),
     "mode": ("asynchronous", "How chunks become motion: asynchronous, plain or synchronous"),
+    "record": ("", "Folder in which every episode is recorded; empty: none"),
     "stop_on_success": ("true", "With use_sim: stop when the object is on the plate"),
 }
 
@@ -62,7 +65,14 @@ def nodes(arguments: Mapping[str, str]) -> list[NodeSpec]:
         **common, "checkpoint": given["checkpoint"], "contract": given["contract"], "robot_ip": given["robot_ip"],
         "load_gripper": gripper, "dry_run": dry_run, "start": start, "mode": given["mode"],
     }  # fmt: skip
-    return [*found, NodeSpec("policy_node", policy), NodeSpec("franka_node", franka)]
+    found += [NodeSpec("policy_node", policy), NodeSpec("franka_node", franka)]
+    if given["record"]:
+        recorder = {
+            "folder": _writable(given["record"]), "cameras": cameras, "checkpoint": given["checkpoint"],
+            "contract": given["contract"],
+        }  # fmt: skip
+        found.append(NodeSpec("recorder_node", recorder))
+    return found
 
 
 def command_line(python: str, node: NodeSpec, namespace: str) -> list[str]:
@@ -81,6 +91,15 @@ def _flag(given: Mapping[str, str], name: str) -> bool:
     if value not in ("true", "false"):
         raise ArgumentError(f"{name} is {given[name]!r}: write true or false")
     return value == "true"
+
+
+def _writable(folder: str) -> str:
+    """The folder's absolute path, if it can be written, or made."""
+    path = Path(folder).expanduser().absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ArgumentError(f"record is {folder!r}, which can't be written: pass a folder, record:=FOLDER")
+    return str(path)
 
 
 def _text(value: Any) -> str:

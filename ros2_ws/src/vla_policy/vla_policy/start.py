@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-NODES = ("policy_node", "franka_node", "twin_node")
+NODES = ("policy_node", "franka_node", "twin_node", "recorder_node")
 
 
 def start(name: str, arguments: list[str]) -> int:
@@ -32,6 +32,10 @@ def franka_node() -> int:
 
 def twin_node() -> int:
     return start("twin_node", sys.argv)
+
+
+def recorder_node() -> int:
+    return start("recorder_node", sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,252 @@
+"""Reading episodes, finished or broken off, and repairing the latter. See vla/episodes.py."""
+
+import fcntl
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from mcap.exceptions import McapError
+from mcap.reader import make_reader
+from mcap.records import Attachment, Channel, Chunk, McapRecord, Metadata, Schema
+from mcap.records import Message as Record
+from mcap.stream_reader import StreamReader, breakup_chunk
+from mcap.writer import MCAP0_MAGIC, CompressionType, Writer
+from mcap_ros2.decoder import DecoderFactory
+
+from vla.episodes import CHUNK_BYTES, METADATA, PART, EpisodeError, EpisodeInfo, sync, told
+from vla.errors import Fault
+
+DAMAGE = (McapError, ValueError, RuntimeError, KeyError, struct.error)  # what bytes that are no record lead to
+
+
+@dataclass(frozen=True)
+class Message:
+    """data: as ROS 2 sends it (CDR). log_ns: when it came, publish_ns: when it was sent, ns since 1970."""
+
+    topic: str
+    kind: str
+    data: bytes
+    log_ns: int
+    publish_ns: int
+
+
+class Episode:
+    """An episode's file; one that was broken off is read up to its last full chunk.
+
+    complete: whether the file was closed. attachments: by name. kinds, counts: type and number of messages by topic.
+    begin_ns, end_ns: of the messages; 0 without any.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.complete = _is_closed(self.path)
+        self.attachments: dict[str, bytes] = {}
+        self.kinds: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.begin_ns = self.end_ns = 0
+        self._texts: dict[str, str] | None = None
+        with self.path.open("rb") as file:
+            if self.complete:
+                self._read_summary(file)
+            else:
+                self._scan(file)
+        if self._texts is None:
+            if not self.complete:
+                raise _empty(self.path)
+            remedy = "It is a recording of something else: read it with the tools of rosbag2."
+            raise EpisodeError(Fault("NOT_AN_EPISODE", str(path), "an episode of simreal", "another MCAP file", remedy))
+        self.info: EpisodeInfo = EpisodeInfo.from_texts(self._texts, str(self.path))
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.begin_ns) / 1e9
+
+    def messages(self, *topics: str) -> Iterator[Message]:
+        """The messages of these topics, or all, in the order in which they came."""
+        for _, message in self._typed(topics):
+            yield message
+
+    def decoded(self, *topics: str) -> Iterator[tuple[Message, Any]]:
+        """Each message with what it says: an object with the fields of its definition."""
+        factory = DecoderFactory()
+        for schema, message in self._typed(topics):
+            decode = factory.decoder_for("cdr", schema)
+            if decode is None:
+                found = f"{schema.encoding} for {message.topic}"
+                raise EpisodeError(Fault("EPISODE_TYPE", str(self.path), "ros2msg", found, "Read it by messages()."))
+            yield message, decode(message.data)
+
+    def _typed(self, topics: tuple[str, ...]) -> Iterator[tuple[Schema, Message]]:
+        schemas: dict[int, Schema] = {}
+        channels: dict[int, Channel] = {}
+        with self.path.open("rb") as file:
+            for record in _records(file, self.complete, self.path):
+                if isinstance(record, Schema):
+                    schemas[record.id] = record
+                elif isinstance(record, Channel):
+                    channels[record.id] = record
+                elif isinstance(record, Record):
+                    topic, schema = _what(record, schemas, channels)
+                    if not topics or topic in topics:
+                        message = Message(topic, schema.name, record.data, record.log_time, record.publish_time)
+                        yield schema, message
+
+    def _read_summary(self, file: IO[bytes]) -> None:
+        """What the index of a closed file tells."""
+        try:
+            reader = make_reader(file)
+            summary = reader.get_summary()
+            if summary is None or summary.statistics is None:
+                raise McapError("no summary")
+            for name in reader.iter_metadata():
+                self._take(name)
+            for part in reader.iter_attachments():
+                self._take(part)
+        except DAMAGE as error:
+            raise _damaged(self.path, error) from error
+        for channel in summary.channels.values():
+            self.kinds[channel.topic] = summary.schemas[channel.schema_id].name if channel.schema_id else ""
+            self.counts[channel.topic] += summary.statistics.channel_message_counts.get(channel.id, 0)
+        self.begin_ns, self.end_ns = summary.statistics.message_start_time, summary.statistics.message_end_time
+
+    def _scan(self, file: IO[bytes]) -> None:
+        """The same from the records themselves."""
+        schemas: dict[int, Schema] = {}
+        channels: dict[int, Channel] = {}
+        stamps: list[int] = []
+        for record in _records(file, False, self.path):
+            if isinstance(record, Schema):
+                schemas[record.id] = record
+            elif isinstance(record, Channel):
+                channels[record.id] = record
+            elif isinstance(record, Record):
+                topic, schema = _what(record, schemas, channels)
+                self.kinds[topic] = schema.name
+                self.counts[topic] += 1
+                stamps = [min([record.log_time, *stamps]), max([record.log_time, *stamps])]
+            else:
+                self._take(record)
+        if stamps:
+            self.begin_ns, self.end_ns = stamps
+
+    def _take(self, record: McapRecord) -> None:
+        if isinstance(record, Metadata) and record.name == METADATA:
+            self._texts = record.metadata
+        elif isinstance(record, Attachment):
+            self.attachments[record.name] = record.data
+
+
+def repair(path: str | Path) -> Path:
+    """Close an episode that was broken off: its name then. What is there is kept until the new file is complete."""
+    old = Path(path)
+    episode = Episode(old)
+    new = old.with_name(old.name.removesuffix(PART))
+    if new != old and new.exists():
+        remedy = "Look at both and remove one of them."
+        raise EpisodeError(Fault("EPISODE_EXISTS", str(old), f"no {new.name} beside it", "both", remedy))
+    with told(old), old.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "Wait until the episode is over."
+            raise EpisodeError(
+                Fault("EPISODE_IN_USE", str(old), "a file that nobody writes", "a recorder", remedy)
+            ) from error
+        if episode.complete:
+            old.rename(new)  # killed just before that
+            return new
+        temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as copy:
+                _copy(file, copy, episode)
+                sync(copy)
+            temporary.rename(new)
+            if new != old:
+                old.unlink()
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+    return new
+
+
+def is_written(path: Path) -> bool:
+    """Whether a recorder is writing this file."""
+    with told(path), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _copy(file: IO[bytes], copy: IO[bytes], episode: Episode) -> None:
+    """Whatever can be read, with an index."""
+    writer = Writer(copy, CHUNK_BYTES, CompressionType.LZ4)
+    writer.start("ros2")
+    schemas: dict[int, int] = {}
+    channels: dict[int, int] = {}
+    for record in _records(file, False, episode.path):
+        if isinstance(record, Schema):
+            schemas[record.id] = writer.register_schema(record.name, record.encoding, record.data)
+        elif isinstance(record, Channel):
+            channels[record.id] = writer.register_channel(
+                record.topic, record.message_encoding, schemas[record.schema_id], record.metadata
+            )
+        elif isinstance(record, Record):
+            channel = channels[record.channel_id]
+            writer.add_message(channel, record.log_time, record.data, record.publish_time, record.sequence)
+        elif isinstance(record, Attachment):
+            writer.add_attachment(
+                record.create_time, record.log_time, record.name, record.media_type, record.data
+            )  # fmt: skip
+        elif isinstance(record, Metadata):
+            writer.add_metadata(record.name, record.metadata)
+    writer.add_metadata(METADATA, replace(episode.info, recovered=True).to_texts())
+    writer.finish()
+
+
+def _records(file: IO[bytes], complete: bool, path: Path) -> Iterator[McapRecord]:
+    """All records in order, those in chunks too. Damage ends a file that is not complete, and is an error in one."""
+    file.seek(0)
+    try:
+        for record in StreamReader(file, emit_chunks=True).records:
+            yield from breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
+    except DAMAGE as error:
+        if complete:
+            raise _damaged(path, error) from error
+
+
+def _what(record: Record, schemas: dict[int, Schema], channels: dict[int, Channel]) -> tuple[str, Schema]:
+    """Topic and type of a message."""
+    channel = channels[record.channel_id]
+    return channel.topic, schemas[channel.schema_id]
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether the file has its end; raises EpisodeError if it is no MCAP file at all."""
+    with told(path), path.open("rb") as file:
+        first = file.read(len(MCAP0_MAGIC))
+        size = file.seek(0, os.SEEK_END)
+        if not first:
+            raise _empty(path)
+        if first != MCAP0_MAGIC[: len(first)]:
+            remedy = "Name a file that simreal has recorded."
+            raise EpisodeError(Fault("NOT_MCAP", str(path), "an MCAP file", f"the bytes {first!r}", remedy))
+        file.seek(max(0, size - len(MCAP0_MAGIC)))
+        return size > 2 * len(MCAP0_MAGIC) and file.read() == MCAP0_MAGIC
+
+
+def _empty(path: Path) -> EpisodeError:
+    remedy = "The recorder was killed before it wrote anything: delete the file."
+    return EpisodeError(Fault("EPISODE_EMPTY", str(path), "an episode", "nothing that can be read", remedy))
+
+
+def _damaged(path: Path, error: Exception) -> EpisodeError:
+    found = f"{type(error).__name__}: {error}"
+    remedy = "Copy it again from where it was recorded."
+    return EpisodeError(Fault("EPISODE_DAMAGED", str(path), "a whole file", found, remedy))
