@@ -89,7 +89,7 @@ class Asynchronous(Engine):
         updates: list[Update] = collect({name: future for future, name in futures.items()})
         self.dispatcher.release(iteration)
         self.failed = 0
-        return self._report(), updates[0]
+        return self._report(iteration), updates[0]
 
     def close(self) -> None:
         self.dispatcher.stop()
@@ -168,15 +168,15 @@ class Asynchronous(Engine):
         while not what() and time.monotonic() < end:
             time.sleep(0.01)
 
-    def _report(self) -> Rollout:
-        """What happened since the last report."""
+    def _report(self, iteration: int) -> Rollout:
+        """Episodes of the fragments of this update, and times since the last report."""
         now = {k: self.board[k].copy() for k in self.before}
         passed = {k: now[k] - self.before[k] for k in now}
         self.before = now
         seconds, lanes = passed["seconds"], slice(0, self.board.lanes)
         policy = seconds[self.board.policy]
         forwards = int(passed["forwards"][0])
-        traffic = self.dispatcher.read()
+        traffic = self.dispatcher.read(iteration)
         log = traffic.episodes
         log.step_s = float(seconds[lanes, Doing.STEPPING].mean())
         log.wait_s = float(seconds[lanes, Doing.ASKING].mean())

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.pipeline.bell import ABORT, Bell, PipelineAborted
@@ -17,9 +17,9 @@ POLL_S = 3600.0  # it serves for as long as the run lasts; whoever waits for it 
 
 @dataclass
 class Traffic:
-    """What passed since it was read last: episodes in all finished fragments, and fragments that were too old."""
+    """Of an update: episodes in its fragments and in those that were found too old meanwhile; how many these are."""
 
-    episodes: EpisodeLog
+    episodes: EpisodeLog = field(default_factory=EpisodeLog)
     dropped: int = 0
 
 
@@ -44,7 +44,7 @@ class Dispatcher:
         self.taken: dict[int, list[int]] = {}  # update -> its fragments
         self.sent = 0  # fragments to learners, those of updates before a resume included
         self.turns = 0
-        self.traffic = Traffic(EpisodeLog())
+        self.traffic: dict[int, Traffic] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="dispatcher", daemon=True)
 
@@ -89,11 +89,10 @@ class Dispatcher:
             self.free.extend(fragments)
             self._grant()
 
-    def read(self) -> Traffic:
-        """What passed since the last call."""
+    def read(self, update: int) -> Traffic:
+        """What passed for an update that is done."""
         with self._lock:
-            passed, self.traffic = self.traffic, Traffic(EpisodeLog())
-            return passed
+            return self.traffic.pop(update)
 
     def _serve(self) -> None:
         while True:
@@ -118,10 +117,11 @@ class Dispatcher:
     def _finished(self, fragment: int) -> None:
         del self.playing[fragment]
         rows = self.block.fragments[fragment]
-        self.traffic.episodes.read(rows, slice(None))
         update = self.sent // self.per_update
+        traffic = self.traffic.setdefault(update, Traffic())
+        traffic.episodes.read(rows, slice(None))
         if update - int(rows["versions"][:-1].min()) > self.staleness:
-            self.traffic.dropped += 1
+            traffic.dropped += 1
             self.free.append(fragment)
             return
         self.sent += 1
