@@ -114,10 +114,13 @@ class Codec:
             tokenizer,
         )
 
-    def encode(self, observations: Sequence[Observation]) -> ModelInputs:
-        """A row for each observation: images `[B, K, H, W, 3]`, state `[B, S]`, tokens `[B, L]`."""
+    def encode(self, observations: Sequence[Observation], images: np.ndarray | None = None) -> ModelInputs:
+        """A row for each observation: images `[B, K, H, W, 3]`, state `[B, S]`, tokens `[B, L]`.
+
+        images: where to write them, if they have a place already.
+        """
         count = len(observations)
-        images = np.empty((count, *self.image_shape), np.uint8)
+        images = np.empty((count, *self.image_shape), np.uint8) if images is None else images
         state = np.empty((count, self.contract.state_size), np.float64)
         tokens = np.empty((count, self.tokenizer.length), np.int64)
         prompt: dict[str, np.ndarray] = {}

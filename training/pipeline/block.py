@@ -140,6 +140,13 @@ class RolloutBlock(RolloutRows):
         self._shared.close()
 
 
+def span(columns: np.ndarray) -> slice | np.ndarray:
+    """Columns `[n]` as a slice, if they follow each other: what is read with it is a view, not a copy."""
+    first, last = int(columns[0]), int(columns[-1])
+    follow = last - first + 1 == len(columns) and bool((np.diff(columns) == 1).all())
+    return slice(first, last + 1) if follow else columns
+
+
 def size_of(layout: Arrays) -> int:
     """Bytes of a block."""
     sizes = (int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values())

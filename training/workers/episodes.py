@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from training.envs.base import EpisodeRequest, VectorEnv
-from training.pipeline.block import RolloutRows
+from training.pipeline.block import RolloutRows, span
 from vla.codec import Codec
 
 
@@ -89,9 +89,11 @@ class Episodes:
 
     def show(self, rows: RolloutRows, decision: int, slots: Sequence[int]) -> None:
         """Write what the policy and a critic see before a decision."""
-        columns = np.asarray(slots) + self.column
-        inputs = self.codec.encode(self.env.observe(slots))
-        rows["images"][decision, columns] = inputs.images
+        columns = span(np.asarray(slots) + self.column)
+        place = rows["images"][decision, columns]
+        inputs = self.codec.encode(self.env.observe(slots), place)
+        if not isinstance(columns, slice):  # then it was a copy
+            rows["images"][decision, columns] = place
         rows["state"][decision, columns] = inputs.state
         rows["tokens"][decision, columns] = inputs.tokens
         rows["privileged"][decision, columns] = self.env.privileged(slots)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from training.pipeline.bell import Bell, PipelineTimeout
-from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.block import RolloutBlock, RolloutShape, span
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
 from vla import lora
 from vla.lora import Lora
@@ -137,10 +137,9 @@ class PolicyWorker(Sampler):
             arrived.setdefault((stage, decision), set()).add(worker)
 
     def _decide(self, iteration: int, stage: int, decision: int) -> None:
-        rows, block = self.rows[stage], self.block
-        answer = self.sample(
-            [block[name][decision, rows] for name in INPUTS], [(int(row), iteration, decision) for row in rows]
-        )
+        rows, block = span(self.rows[stage]), self.block
+        draws = [(int(row), iteration, decision) for row in self.rows[stage]]
+        answer = self.sample([block[name][decision, rows] for name in INPUTS], draws)
         block["action_tokens"][decision, rows] = answer.tokens.numpy()
         block["log_probs"][decision, rows] = answer.log_probs.numpy()
         block["values"][decision, rows] = answer.values.numpy()
