@@ -136,11 +136,11 @@ def picture(devices: list[Device], cluster: Cluster) -> Table:
         rollout = " ".join(LETTERS[n] for n in ("environments", "policy") if n in device.gib)
         update = "L" if "learner" in device.gib else ""
         holds = ", ".join(f"{LETTERS[n]} {'?' if v is None else f'{v:.1f}'}" for n, v in device.gib.items())
-        bar = "#" * min(20, round(20 * device.peak / capacity))
+        bar = "#" * min(15, round(15 * device.peak / capacity))
         style = "red" if device.peak > capacity else ""
         table.add_row(
             str(device.node), str(device.number), rollout, update, holds,
-            f"{device.peak:.1f}", f"{bar:20s}", style=style,
+            f"{device.peak:.1f}", f"{bar:15s}", style=style,
         )  # fmt: skip
     return table
 

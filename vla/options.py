@@ -1,9 +1,10 @@
 """Dataclasses as configuration schemas: reading plain data strictly, writing it back, listing the options.
 
 Understood field types: `bool int float str Path`, `Literal[...]`, `X | None` and other unions, `list[X]`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, `Any` and nested dataclasses, frozen or not. A mapping with a
-`_target_: package.module.Class` is read as that dataclass, which must be a subclass of the field's declared
-type; so a field declared as a base class takes whichever component its YAML file names.
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, `Any` and nested dataclasses, frozen or not. In place of a list or a
+`tuple[X, ...]` a text may stand alone: it is the only item. A mapping with a `_target_: package.module.Class` is
+read as that dataclass, which must be a subclass of the field's declared type; so a field declared as a base class
+takes whichever component its YAML file names.
 
 The description of an option is its `name: text` entry in the docstring of its class.
 """
@@ -230,6 +231,8 @@ def _read_value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         suggestion = nearest(str(value), [str(choice) for choice in args])
         problems.append(f"'{path}': expected {type_name(hint)}, found {value!r}; {suggestion}")
         return None
+    if isinstance(value, str) and (origin is list or (origin is tuple and args[-1] is ...)):
+        value = [value]  # images=A.png stands for images=[A.png]
     if origin in (list, tuple) and isinstance(value, list | tuple):
         items = [args[0]] * len(value) if origin is list or args[-1] is ... else list(args)
         if len(items) == len(value):

@@ -202,6 +202,21 @@ def test_a_command_without_a_file_takes_its_dataclass() -> None:
     assert load(Run, None, ["out=x", "env.image_size=8"]) == Run(Path("x"), Env(8))
 
 
+@dataclass(frozen=True)
+class Show:
+    """images: files. pair: two of them."""
+
+    images: tuple[Path, ...] = ()
+    pair: tuple[str, str] = ("a", "b")
+
+
+def test_a_text_alone_is_a_list_of_one() -> None:
+    assert load(Show, overrides=["images=A.png"]).images == (Path("A.png"),)
+    assert load(Show, overrides=["images=[A.png,B.png]"]).images == (Path("A.png"), Path("B.png"))
+    with pytest.raises(ConfigError, match="expected tuple"):
+        load(Show, overrides=["pair=ab"])
+
+
 def test_what_is_written_reads_back(folder: Path) -> None:
     config = compose(folder, "experiment=big", "weights.a=1")
     data = options.write(config)
