@@ -27,6 +27,7 @@ MAX_ACCELERATION = 15.0  # rad/s2, of a joint
 TORQUE_STEP = 2.5  # Nm, of the commanded torque in a millisecond; libfranka's filter (100 Hz) lets 39% of it pass
 SLIDING = 0.02  # rad/s: a joint at this speed has most of its Coulomb friction
 GRIPPER_S = 5.0  # after which a command counts as stuck
+WIDTH_S = 3.0  # without the gripper's width: an error. An arm that goes silent takes its hand along, and is told before
 GRASP_MARGIN = 1.0  # m, on either side of the commanded width: whatever the fingers close on counts
 
 
@@ -203,12 +204,15 @@ class Gripper:
         return ""
 
     def _read(self) -> None:
+        told = time.monotonic()
         while not self._over:
             try:
                 self.width = float(self.hand.width)
+                told = time.monotonic()
                 self._failures.pop("width", None)
             except Exception as error:
-                self._failures["width"] = f"the gripper does not tell its width: {error}"
+                if time.monotonic() - told > WIDTH_S:
+                    self._failures["width"] = f"the gripper does not tell its width: {error}"
             time.sleep(0.01)
 
 
