@@ -184,7 +184,7 @@ def roll_out(learner: Learner) -> None:
     block = learner.block
     block["tokens"][:, ::2, -4:] = 7  # prompts of two lengths
     for row in range(SHAPE.decisions + 1):
-        seen = ModelInputs(*(torch.from_numpy(block[k][row]) for k in ("images", "state", "tokens")))  # type: ignore[arg-type]
+        seen = ModelInputs(*(torch.from_numpy(block[k][row]) for k in ("images", "state", "tokens")))
         decided = learner.policy.sample(seen, 1.0, torch.Generator().manual_seed(row))
         block["action_tokens"][row], block["log_probs"][row] = decided.tokens, decided.log_probs
     block["executed"][:, 1, 1] = False

@@ -110,11 +110,11 @@ def test_mcap_and_rosbags_read_the_same(tmp_path: Path) -> None:
         for (connection, stamp, raw), (topic, when, data, meant) in zip(bag.messages(), messages, strict=True):
             assert (connection.topic, stamp, bytes(raw)) == (topic, when, data)
             said = bag.deserialize(raw, connection.msgtype)
-            assert said.header.stamp.sec == 7  # type: ignore[attr-defined]
+            assert said.header.stamp.sec == 7
             if "image" in topic:
-                assert said.data.tobytes() == meant["data"]  # type: ignore[attr-defined]
+                assert said.data.tobytes() == meant["data"]
             else:
-                assert np.array_equal(said.position, meant["position"])  # type: ignore[attr-defined]
+                assert np.array_equal(said.position, meant["position"])
 
 
 def test_numbering_goes_on(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def through(image: np.ndarray, encoding: str, **settings: str) -> tuple[Compress
     message = messages.image_message(scene(8, 8), 12.25, "wrist_optical_frame")
     message.height, message.width = image.shape[:2]
     message.encoding, message.step, message.data = encoding, image[0].nbytes, image.tobytes()
-    made = deserialize_message(compressed(serialize_message(message), **settings), CompressedImage)  # type: ignore[arg-type]
+    made = deserialize_message(compressed(serialize_message(message), **settings), CompressedImage)
     assert made.header == message.header
     return made, np.asarray(Pictures.open(io.BytesIO(bytes(made.data))))
 

@@ -106,13 +106,13 @@ def test_nothing_is_lost_at_the_rates_of_a_robot(start: Start, capsys: pytest.Ca
     with AnyReader([file]) as bag:
         assert bag.topics["/left/joint_states"].msgcount == episode.counts["/left/joint_states"]
         (status,) = [c for c in bag.connections if c.topic == "/left/franka_node/status"]
-        qos = status.ext.offered_qos_profiles[0]  # type: ignore[union-attr]
+        qos = status.ext.offered_qos_profiles[0]
         assert (qos.durability.name, qos.reliability.name) == ("TRANSIENT_LOCAL", "RELIABLE")
-        assert {str(bag.deserialize(raw, c.msgtype).data) for c, _, raw in bag.messages([status])} == {  # type: ignore[attr-defined]
+        assert {str(bag.deserialize(raw, c.msgtype).data) for c, _, raw in bag.messages([status])} == {
             "running", "idle",
         }  # fmt: skip
         connection, _, raw = next(bag.messages(bag.topics["/left/wrist/image_raw/compressed"].connections))
-        assert bytes(bag.deserialize(raw, connection.msgtype).data) == bytes(picture.data)  # type: ignore[attr-defined]
+        assert bytes(bag.deserialize(raw, connection.msgtype).data) == bytes(picture.data)
 
 
 def test_a_fault_ends_the_episode_and_is_told_and_the_next_goes_on_counting(start: Start) -> None:

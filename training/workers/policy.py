@@ -81,7 +81,7 @@ class Sampler:
             ).random(size)
             for slot, turn, decision in draws
         ])  # fmt: skip
-        seen: ModelInputs = ModelInputs(images, state, tokens)  # type: ignore[arg-type]  # tensors do as well
+        seen = ModelInputs(images, state, tokens)
         return self.policy.sample(seen, self.options.temperature, uniforms=torch.from_numpy(uniforms))
 
 
