@@ -204,7 +204,8 @@ def smoothness(arguments: argparse.Namespace) -> dict[str, Any]:
         spread = np.quantile(draws[:, 0] / np.maximum(draws[:, 1], 1e-9), (0.025, 0.975), axis=0)
         for column, name in enumerate(names):
             result[f"{name}_ratio"] = float(ratio[column])
-            result[f"{name}_ratio_95"] = [float(v) for v in spread[:, column]]
+            unbounded = bool((draws[:, 1, column] == 0).any())  # too few for an interval: some draws have none at all
+            result[f"{name}_ratio_95"] = None if unbounded else [float(v) for v in spread[:, column]]
             result[f"{name}_mean"] = {m: float(v) for m, v in zip(played, rows.mean(0)[:, column], strict=True)}
     return result
 
