@@ -386,6 +386,7 @@ def test_without_staleness_every_decision_is_of_the_newest_weights(
         made.close()
 
 
+@pytest.mark.slow
 def test_failing_workers_are_replaced_while_the_others_go_on(
     ray_: None, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

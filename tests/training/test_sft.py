@@ -116,8 +116,12 @@ def test_goes_on_after_a_kill(tmp_path: Path, data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "untrained"),
-    [(OFT, 5.5), (replace(OFT, head="l1"), 0.8), (replace(OFT, decoding="autoregressive"), 5.5), (PI0, 1.56)],
-    ids=["oft", "l1", "autoregressive", "pi0"],
+    [
+        pytest.param(OFT, 5.5, id="oft"),
+        pytest.param(replace(OFT, head="l1"), 0.8, id="l1", marks=pytest.mark.slow),
+        pytest.param(replace(OFT, decoding="autoregressive"), 5.5, id="autoregressive", marks=pytest.mark.slow),
+        pytest.param(PI0, 1.56, id="pi0"),
+    ],
 )
 @pytest.mark.timeout(300)
 def test_other_models_are_imitated_in_one_stage(

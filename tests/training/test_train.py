@@ -109,7 +109,7 @@ def iterations(run: Run) -> list[float]:
     return [row["iteration"] for row in run.rows]
 
 
-@pytest.mark.parametrize("critic", ["ppo", "ppo_privileged"])
+@pytest.mark.parametrize("critic", ["ppo", pytest.param("ppo_privileged", marks=pytest.mark.slow)])
 def test_ppo_learns_to_reach_the_point(start: Start, critic: str) -> None:
     run = start(
         f"algorithm={critic}", "slots=16", "decisions=16", "iterations=14", "algorithm.learning_rate=3e-3",
@@ -133,6 +133,7 @@ def test_ppo_learns_to_reach_the_point(start: Start, critic: str) -> None:
 ASYNCHRONOUS = ("placement=asynchronous", "placement.environment_workers=2", "placement.lanes=2")
 
 
+@pytest.mark.slow
 def test_ppo_learns_with_the_asynchronous_schedule(start: Start) -> None:
     run = start(
         *ASYNCHRONOUS, "algorithm=ppo", "slots=16", "decisions=16", "iterations=16", "algorithm.learning_rate=1e-3",
@@ -151,6 +152,7 @@ def test_ppo_learns_with_the_asynchronous_schedule(start: Start) -> None:
     load(run.out / "checkpoint", None)
 
 
+@pytest.mark.slow
 def test_the_asynchronous_schedule_resumes_after_kill_of_the_driver(start: Start) -> None:
     options = (*ASYNCHRONOUS, "iterations=14", "env.settings.pause_s=0.02", "placement.learners=2")
     first = start(*options)
