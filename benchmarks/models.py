@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.workers.precision import Precision
 from vla import lora
 from vla.models import action_tokens
 from vla.models.fixed import EAGER_CALLS, FixedShapes
@@ -40,6 +41,8 @@ SIZES = {
         language=LlamaSizes(32064, 64, 176, 2, 4, 4),
     ),
 }
+STEP = "LoRA step"
+BLOCKS = "blocks"  # compiled one by one, as placement.compile does
 KINDS = {"OpenVLA": {}, "OpenVLA-OFT": {"decoding": "parallel", "chunk": 8, "stop": False}}
 
 
@@ -102,14 +105,15 @@ def decision(model: Any, batch: int, device: torch.device, speedup: Speedup) -> 
     return run
 
 
-def step(model: Any, batch: int, device: torch.device) -> Callable[[], Any]:
-    """Log-probabilities, backward pass and optimiser step of the adapters."""
+def step(model: Any, batch: int, device: torch.device, precision: Precision) -> Callable[[], Any]:
+    """Log-probabilities, backward pass and optimiser step of the adapters, as the learner does them."""
     given = inputs(batch, device)
     tokens = torch.randint(0, 256, (batch, model.layout.chunk, model.layout.action_dim), device=device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
 
     def run() -> None:
-        output = model(*given, actions=tokens)
+        with precision.context(device):
+            output = model(*given, actions=tokens)
         loss = output.values.square().mean() - action_tokens.log_prob(output.logits, tokens, 1.0).mean()
         loss.backward()
         optimizer.step()
@@ -126,39 +130,62 @@ def operations(run: Callable[[], Any]) -> float:
 
 def measure(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
     product, copy = rates(device, dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind in KINDS:
-        model = build(arguments.size, kind, device, dtype)
-        weights = sum(p.nbytes for p in model.parameters())
-        passes = model.layout.tokens if model.autoregressive else 1  # each reads the weights
-        work = [
-            ("decision", batch, speedup)
-            for batch in arguments.batches
-            for speedup in (arguments.speedups if batch == 1 else ["none"])  # they are for acting
-        ]
-        for what, batch, speedup in track([*work, ("LoRA step", arguments.train_batch, "none")], kind):
-            if what == "LoRA step":
-                model.checkpoint_gradients()
-                lora.attach(model, lora.Lora(rank=32))
-                run = plain = step(model, batch, device)
-            else:
-                plain = decision(model, batch, device, "none")
-                run = plain if speedup == "none" else decision(model, batch, device, speedup)
-            count = operations(plain)
-            taken = seconds(run, device, arguments.repeats)
-            floor = max(count / product, (passes if what == "decision" else 2) * weights / copy)
-            actions = batch * model.layout.chunk
-            rows.append(
-                {
-                    "model": kind, "what": what, "batch": batch, "speedup": speedup,
-                    "ms": 1e3 * statistics.median(taken), "ms_range": [1e3 * min(taken), 1e3 * max(taken)],
-                    "flop": count, "floor_ms": 1e3 * floor,
-                    "over_floor": statistics.median(taken) / floor,
-                    "per_s": (actions if what == "decision" else batch) / statistics.median(taken),
-                }
-            )  # fmt: skip
-        del model, run, plain
+        counts: dict[tuple[str, int], float] = {}  # of the plain model: a compiled one can't be counted
+        for is_compiled in (False, True) if BLOCKS in arguments.speedups else (False,):
+            model = build(arguments.size, kind, device, dtype)
+            if is_compiled:
+                for block in model.blocks():
+                    block.compile()
+            weights = sum(p.nbytes for p in model.parameters())
+            passes = model.layout.tokens if model.autoregressive else 1  # each reads the weights
+            for what, batch, speedup in track(work(arguments, is_compiled), f"{kind}{' compiled' * is_compiled}"):
+                if what == STEP:
+                    run = plain = step(model, batch, device, adapters(model, arguments.checkpointing))
+                else:
+                    plain = decision(model, batch, device, "none")
+                    run = plain if speedup in ("none", BLOCKS) else decision(model, batch, device, speedup)
+                if not is_compiled:
+                    counts[what, batch] = operations(plain)
+                count = counts[what, batch]
+                taken = seconds(run, device, arguments.repeats)
+                floor = max(count / product, (passes if what == "decision" else 2) * weights / copy)
+                done = batch * model.layout.chunk if what == "decision" else batch
+                rows.append(
+                    {
+                        "model": kind, "what": what, "batch": batch, "speedup": speedup,
+                        "ms": 1e3 * statistics.median(taken), "ms_range": [1e3 * min(taken), 1e3 * max(taken)],
+                        "flop": count, "floor_ms": 1e3 * floor,
+                        "over_floor": statistics.median(taken) / floor,
+                        "per_s": done / statistics.median(taken),
+                    }
+                )  # fmt: skip
+            del model, run, plain
     return rows
+
+
+def work(arguments: argparse.Namespace, is_compiled: bool) -> list[tuple[str, int, str]]:
+    """What is measured, at which batch, and how it is sped up."""
+    if is_compiled:
+        larger = [("decision", batch, BLOCKS) for batch in arguments.batches if batch > 1]
+        return [*larger, *((STEP, batch, BLOCKS) for batch in arguments.train_batches)]
+    decisions = [
+        ("decision", batch, speedup)
+        for batch in arguments.batches
+        for speedup in (arguments.speedups if batch == 1 else ["none"])  # the others are for acting
+        if speedup != BLOCKS
+    ]
+    return [*decisions, *((STEP, batch, "none") for batch in arguments.train_batches)]
+
+
+def adapters(model: Any, checkpointing: bool) -> Precision:
+    """Make a model ready to be trained, if it is not yet."""
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        if checkpointing:
+            model.checkpoint_gradients()
+        lora.attach(model, lora.Lora(rank=32))
+    return Precision(model)
 
 
 def main(
@@ -173,9 +200,11 @@ def main(
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on cpu, else bfloat16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument(
-        "--speedups", choices=get_args(Speedup), nargs="+", default=["none"], help="of decisions at batch 1"
-    )
-    parser.add_argument("--train-batch", type=int, default=8)
+        "--speedups", choices=[*get_args(Speedup), BLOCKS], nargs="+", default=["none"],
+        help=f"of decisions at batch 1; {BLOCKS}: larger batches and steps with compiled blocks, too",
+    )  # fmt: skip
+    parser.add_argument("--train-batches", type=int, nargs="+", default=[8])
+    parser.add_argument("--checkpointing", action="store_true", help="of gradients, in the LoRA steps")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args([*defaults, *words])
     device = torch.device(arguments.device)

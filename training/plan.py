@@ -1,7 +1,7 @@
-"""`vla plan`: who would sit where, what each GPU would hold, and what can't be, before anything is started."""
+"""`vla plan`: who would sit where, what each GPU would hold, and what can't be; `--auto` measures and proposes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from training.algorithms.ppo import PPOConfig
+from training.pipeline import auto
+from training.pipeline.actors import ray_session
 from training.pipeline.placement import PlacementConfig
-from training.pipeline.seats import COMPONENTS, Cluster, Seats, check, seat
+from training.pipeline.seats import COMPONENTS, CPU, Cluster, Seats, check, seat
 from training.pipeline.weigh import GIB, Load, Sizes, weigh
 from training.train import EnvConfig
 from vla.checkpoint import read_codec, read_model_config
 from vla.cli import Command
+from vla.errors import SimrealError
 from vla.lora import Lora
 from vla.models.published import PublishedConfig
 from vla.results import write_json
 
 CONTEXT_GIB = 0.6  # of the CUDA context, cuBLAS and the allocator's slack, for each process on a device
 DEFAULT_GIB = 80.0  # of a GPU, where none is there to ask
+SHOWN = 8  # proposals
 LETTERS = {"environments": "E", "policy": "P", "learner": "L"}
 OFT = PublishedConfig(decoding="parallel", chunk=8, stop=False, values=1)  # what is weighed without a checkpoint
 OFT_PROMPT = 34  # tokens of an ordinary instruction
@@ -42,6 +46,9 @@ class PlanConfig:
     algorithm: how it would learn.
     placement: who runs where.
     lora: adapters in place of all weights.
+    auto: measure stage times on this machine for a minute, and propose placement and stages; needs a checkpoint.
+    auto_seconds: how long to measure.
+    auto_out: YAML file of the best placement, for placement=FILE; null prints it.
     force: tell of a GPU that is too small, and end as if it were not.
     out: JSON file of the plan, null for none.
     """
@@ -57,6 +64,9 @@ class PlanConfig:
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     lora: Lora = field(default_factory=Lora)
+    auto: bool = False
+    auto_seconds: float = 60.0
+    auto_out: Path | None = None
     force: bool = False
     out: Path | None = None
 
@@ -74,10 +84,12 @@ class Device:
 def plan(config: PlanConfig) -> int:
     """Run `vla plan`; the exit code is 1 if a GPU would be too small."""
     console, cluster = Console(soft_wrap=True), present(config.cluster)
+    if config.auto:
+        return _propose(config, cluster, console)
     placement = config.placement
     words = {name: getattr(placement, name) for name in COMPONENTS}
     seats = seat(words, cluster)
-    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload)
+    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, cluster.devices)
     model, sizes = _model(config.checkpoint)
     load = weigh(model, sizes, config.lora)
     devices = weigh_devices(config, cluster, seats, load)
@@ -94,6 +106,44 @@ def plan(config: PlanConfig) -> int:
         remedy = _remedy(config, seats)
         console.print(f"{len(full)} GPUs of {capacity:g} GiB would be too small: {remedy}", style="red")
     return int(bool(full) and not config.force)
+
+
+def _propose(config: PlanConfig, cluster: Cluster, console: Console) -> int:
+    """Measure, let the event model play every candidate, and print them."""
+    if config.checkpoint is None:
+        raise SimrealError(
+            "--auto measures with a model: it needs checkpoint=", code="CHECKPOINT",
+            remedy="Name the bundle that will be trained, for example checkpoint=checkpoints/put_on_plate.",
+        )  # fmt: skip
+    where = config.placement
+    if cluster.devices:  # one of its GPUs stands for the others
+        where = replace(where, environments=CPU, policy="0", learner="0")
+    with ray_session():
+        times = auto.measure(
+            config.checkpoint, config.env.name, config.env.settings, config.env.variant, config.slots,
+            config.decisions, config.algorithm, where, config.lora, config.auto_seconds, console.print,
+        )  # fmt: skip
+    console.print(f"update: {times.learner_s:.2f} s with one learner")
+    found = auto.propose(times, where, cluster)
+    table = Table(title="predicted, the fastest first", title_justify="left")
+    for name in ("", "chunks/s", "s/iteration"):
+        table.add_column(name)
+    for one in found[:SHOWN]:
+        table.add_row(one.name, f"{one.chunks_per_s:.1f}", f"{one.seconds:.2f}")
+    console.print(table)
+    text = auto.as_yaml(found[0].placement)
+    if config.auto_out is None:
+        console.print(text, end="")
+    else:
+        config.auto_out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = config.auto_out.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.rename(config.auto_out)
+        console.print(f"written to {config.auto_out}; use it with placement={config.auto_out}")
+    if config.out is not None:
+        rows = [{"name": f.name, "chunks_per_s": f.chunks_per_s, "seconds": f.seconds} for f in found]
+        write_json(config.out, {"times": asdict(times), "proposals": rows})
+    return 0
 
 
 def present(cluster: Cluster) -> Cluster:

@@ -92,6 +92,16 @@ def load(
     return Policy(codec, _read_model(root, device, dtype), provenance)
 
 
+def outline(folder: str | Path) -> Policy:
+    """The policy of a checkpoint without the values of its weights, which take no memory: names, shapes and types."""
+    root = Path(folder)
+    codec, config = read_codec(root, None), read_model_config(root)
+    model = _empty_model(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(_stored(config))
+    return Policy(codec, model)
+
+
 def read_codec(folder: str | Path, offered: PolicyContract | None, consumer: str = "") -> Codec:
     """Everything of a checkpoint but its model; arguments and errors as of `load`."""
     root = Path(folder)
@@ -226,14 +236,23 @@ def _read_tokenizer(root: Path) -> InstructionTokenizer:
 
 def _read_model(root: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
     config = read_model_config(root)
+    model = _empty_model(config)
+    fill(model, [root / "model.safetensors"], CheckpointError, COPY_AGAIN, device, dtype, _stored(config))
+    return model
+
+
+def _stored(config: dict[str, Any]) -> torch.dtype:
+    """The type of the weights in the file."""
+    kind: torch.dtype = getattr(torch, str(config.get("dtype", "float32")))
+    return kind
+
+
+def _empty_model(config: dict[str, Any]) -> nn.Module:
     try:
-        model = empty(lambda: build(config))
+        return empty(lambda: build(config))
     except (SimrealError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         if isinstance(problem, CodedError):
             raise
         found = f"{type(problem).__name__}: {problem.args[0] if problem.args else problem}"
         remedy = getattr(problem, "remedy", "") or "Load it with the version that wrote it. " + COPY_AGAIN
         raise CheckpointError(Fault("MODEL_CONFIG", "model.json", "a known model", found, remedy)) from problem
-    stored = getattr(torch, str(config.get("dtype", "float32")))
-    fill(model, [root / "model.safetensors"], CheckpointError, COPY_AGAIN, device, dtype, stored)
-    return model

@@ -22,7 +22,7 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
 def test_every_way_of_deciding_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "models.json"
     words = ["--device", "cpu", "--out", out, "--repeats", "1", "--batches", "1", "2", "--speedups", "none", "graph"]
-    command = [sys.executable, ROOT / "benchmarks/models.py", *words, "--train-batch", "1"]
+    command = [sys.executable, ROOT / "benchmarks/models.py", *words, "--train-batches", "1"]
     subprocess.run(command, check=True, capture_output=True)
     rows = json.loads(out.read_text())["rows"]
     expected = [("decision", 1, "none"), ("decision", 1, "graph"), ("decision", 2, "none"), ("LoRA step", 1, "none")]

@@ -241,10 +241,10 @@ def learners(checkpoint: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     bell = Bell(tmp_path / "learner0")
 
     def synchronous(config: PPOConfig, micro_batch: int | None = None) -> Learner:
-        return Learner(0, options(config, micro_batch), whole, one.name)
+        return Learner(0, options(config, micro_batch), "cpu", whole, one.name)
 
     def streaming(config: PPOConfig, micro_batch: int | None = None) -> StreamingLearner:
-        return StreamingLearner(0, options(config, micro_batch), parts, two.name, str(tmp_path), 2, 5.0)
+        return StreamingLearner(0, options(config, micro_batch), "cpu", parts, two.name, str(tmp_path), 2, 5.0)
 
     def deliver(update: int) -> None:
         for fragment in (0, 1):
@@ -423,10 +423,10 @@ def test_failing_workers_are_replaced_while_the_others_go_on(
             until(lambda goal=goal: (made.counters() >= goal).all())  # all lanes play, the new ones too
             assert (made.counters() > begun).all()
         before = dict(made.processes)
-        os.kill(before["policy worker"], signal.SIGKILL)
+        os.kill(before["policy worker 0"], signal.SIGKILL)
         until(lambda: made.processes != before)
-        assert {k for k in before if before[k] != made.processes[k]} == {"policy worker"}
-        assert f"policy worker (process {before['policy worker']}) is restarted: its process died" in (
+        assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 0"}
+        assert f"policy worker 0 (process {before['policy worker 0']}) is restarted: its process died" in (
             capfd.readouterr().out
         )
         goal = made.counters() + 1

@@ -23,6 +23,7 @@ from training.pipeline.block import ALIGNMENT, RolloutBlock, RolloutShape, unlin
 from training.pipeline.placement import EngineError, PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
 from vla.contract import ContractError
+from vla.errors import SimrealError
 from vla.lora import FULL, Lora
 from vla.policy import Policy
 
@@ -149,7 +150,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint"
 
 
-def fits(checkpoint: Path, slots: int = SLOTS, settings: dict[str, int] = SETTINGS, **placement: int) -> None:
+def fits(checkpoint: Path, slots: int = SLOTS, settings: dict[str, int] = SETTINGS, **placement: Any) -> None:
     algorithm, where = PPOConfig(minibatches=2), PlacementConfig(**{"learners": 1, **placement})
     plan(checkpoint, "point_env:make", settings, slots, DECISIONS, algorithm, where)
 
@@ -160,6 +161,10 @@ def test_a_plan_that_does_not_fit_is_refused(checkpoint: Path) -> None:
         fits(checkpoint, slots=3, stages=2)
     with pytest.raises(EngineError, match="28 samples at worst, too few for 2 minibatches on 15 learners"):
         fits(checkpoint, learners=15)
+    with pytest.raises(EngineError, match="2 environment workers can't be split over 3 policy workers"):
+        fits(checkpoint, policy_workers=3)
+    with pytest.raises(EngineError, match="the asynchronous schedule has one policy worker, found 2"):
+        fits(checkpoint, schedule="asynchronous", policy_workers=2, slots=8)
     with pytest.raises(ContractError) as caught:
         fits(checkpoint, settings={"image_size": 32, "chunk": 3})
     assert caught.value.codes == ("CAMERA_SIZE", "ACTION_CHUNK")
@@ -191,6 +196,9 @@ def test_a_model_has_to_fit_the_way_its_vision_is_taught(tmp_path: Path, monkeyp
         planned()
     assert "perception_steps=0" in caught.value.remedy
     planned(perception_steps=0)
+    monkeypatch.delattr("vla.models.openvla.OpenVLA.blocks")
+    with pytest.raises(EngineError, match="does not tell its `blocks`"):
+        fits(tmp_path / "checkpoint", compile=True)
     monkeypatch.delattr("vla.models.openvla.OpenVLA.see")
     with pytest.raises(EngineError, match="OpenVLA has no `see`") as caught:
         planned(perception_steps=0, train_vision=False)
@@ -204,11 +212,13 @@ def ray_() -> Iterator[None]:
 
 
 def engine(
-    checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, lora: Lora = FULL, **settings: str
-) -> Synchronous:
+    checkpoint: Path, run: Path, stages: int, deadline_s: float = 60, lora: Lora = FULL, policies: int = 1,
+    **settings: str,
+) -> Synchronous:  # fmt: skip
     placement = PlacementConfig(
-        environment_workers=2, stages=stages, policy_threads=1, learners=1, deadline_s=deadline_s
-    )
+        environment_workers=2, stages=stages, policy_workers=policies, policy_threads=1, learners=1,
+        deadline_s=deadline_s,
+    )  # fmt: skip
     return Synchronous(
         checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", SLOTS, DECISIONS,
         PPOConfig(minibatches=2), placement, 3, 10, lora,
@@ -227,8 +237,8 @@ def play(made: Synchronous, iterations: int) -> tuple[list[dict[str, np.ndarray]
 
 def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint: Path, tmp_path: Path) -> None:
     played = []
-    for stages in (1, 2):
-        made = engine(checkpoint, tmp_path / str(stages), stages)
+    for stages, policies in ((1, 1), (2, 2)):  # with two policy workers, each serves one environment worker
+        made = engine(checkpoint, tmp_path / str(stages), stages, policies=policies)
         try:
             played.append((*play(made, 3), made.counters()))
         finally:
@@ -252,6 +262,53 @@ def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint
     assert (sequential[1]["state"][0] == sequential[0]["state"][-1]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
+def test_sharded_learners_learn_what_whole_ones_learn(
+    ray_: None, checkpoint: Path, tmp_path: Path, rank: int
+) -> None:
+    """And their states are read by any number of them."""
+    lora = Lora(rank=rank, target=r"language_model\.layers.*(q_proj|v_proj)") if rank else FULL
+    algorithm = PPOConfig(minibatches=2, critic_iterations=0, perception_steps=0, learning_rate=3e-3)
+
+    def train(name: str, learners: int, shard: bool, first: int = 0, state: Path | None = None) -> Path:
+        placement = PlacementConfig(learners=learners, shard=shard, micro_batch=5, environment_workers=1)
+        made = Synchronous(
+            checkpoint, tmp_path / name, "point_env:make", SETTINGS, "in_distribution", SLOTS, DECISIONS, algorithm,
+            placement, 3, 10, lora,
+        )  # fmt: skip
+        try:
+            if state is not None:
+                made.restore(state, first, [20] * SLOTS)
+            for iteration in range(first, 2):
+                made.iterate(iteration)
+                if iteration == 0:
+                    (tmp_path / name / "state").mkdir()
+                    made.save(tmp_path / name / "state")
+            made.export(tmp_path / name / "out", {}, {})
+        finally:
+            made.close()
+        return tmp_path / name
+
+    def weights(run: Path) -> dict[str, torch.Tensor]:
+        return load_file(run / "out" / "model.safetensors")
+
+    whole, sharded = train("whole", 2, False), train("sharded", 2, True)
+    start = load_file(checkpoint / "model.safetensors")
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(sharded)[name], atol=2e-4), name
+    assert any((value - start[name]).abs().max() > 1e-3 for name, value in weights(whole).items())
+    parts = sorted(p.name for p in (sharded / "state").iterdir())
+    assert parts == (["learner.safetensors"] if rank else [f"learner.{i:04d}-of-0002.safetensors" for i in (0, 1)])
+    if not rank:
+        again = [train(f"resumed{n}", n, True, 1, sharded / "state") for n in (2, 3)]
+        for name, value in weights(again[0]).items():
+            assert torch.allclose(value, weights(again[1])[name], atol=2e-4), name
+        (sharded / "state" / parts[1]).unlink()
+        with pytest.raises(SimrealError, match="1 of 2 parts of learner"):
+            train("lost", 2, True, 1, sharded / "state")
+
+
 def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
     ray_: None, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +320,7 @@ def test_failing_environment_workers_are_named_replaced_and_the_run_goes_on(
         reasons = {
             "exit": "its process died",
             "raise": "it raised RuntimeError: the gripper fell off",
-            "hang": "the policy worker waited 6 s for {name}",
+            "hang": "policy worker 0 waited 6 s for {name}",
             "reset": "it raised RuntimeError: no such scene",
         }
         for iteration, (kind, reason) in enumerate(reasons.items(), 1):

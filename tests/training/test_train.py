@@ -204,7 +204,7 @@ def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: St
 @pytest.mark.slow
 def test_a_killed_learner_or_policy_worker_is_an_error_that_the_same_command_repairs(start: Start) -> None:
     options = ("iterations=30", "env.settings.pause_s=0.03", "placement.learners=2")
-    for number, victim in enumerate(("learner 1", "policy worker")):
+    for number, victim in enumerate(("learner 1", "policy worker 0")):
         run = start(*options)
         run.wait_for(lambda run=run, number=number: len(run.rows) >= 2 + 2 * number and "/30" in run.text)
         os.kill(run.workers[victim], signal.SIGKILL)

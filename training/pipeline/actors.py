@@ -36,13 +36,18 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def actor(cls: type, threads: int) -> Any:
-    """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads."""
+def actor(cls: type, threads: int, gpu: int | None = None) -> Any:
+    """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads.
+
+    gpu: the only one that it sees; None for all. Ray hands out none: who sits where is the placement's.
+    """
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        environment |= {"CUDA_VISIBLE_DEVICES": str(gpu), "MUJOCO_EGL_DEVICE_ID": str(gpu)}
     return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})
 
 
-def wait_ready(name: str, worker: Any, seconds: float = 120.0) -> int:
+def wait_ready(name: str, worker: Any, seconds: float = 600.0) -> int:
     """The process id of an actor, once it is set up."""
     try:
         return int(ray.get(worker.ready.remote(), timeout=seconds))

@@ -19,6 +19,7 @@ from training.workers.learner import Update
 from training.workers.policy import PolicyLog
 from training.workers.streaming import StreamingLearner
 
+POLICY = "policy worker 0"
 LOOK_S = 0.5  # how often the watch looks at who is stuck
 
 
@@ -29,7 +30,7 @@ class Asynchronous(Engine):
         where = self.placement
         self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
         self.dispatcher = Dispatcher(
-            self.block, self.board, self.bells, where.learners, where.update_fragments, where.staleness
+            self.block, self.board, self.bells, len(self.crew.learners), where.update_fragments, where.staleness
         )
         # A policy that hangs is found after deadline_s and replaced, before the lanes give up.
         self.options = LaneOptions(
@@ -42,26 +43,26 @@ class Asynchronous(Engine):
         self.before: dict[str, np.ndarray] = {}
 
     def start_environment(self, index: int) -> Any:
-        make: Any = actor(LaneWorker, 1)
+        make: Any = actor(LaneWorker, 1, self.crew.environments[index])
         lanes = self._lanes(index)
         generation = self.dispatcher.generations[lanes[0]]
         return make.remote(
             lanes, generation, self.options, self.codec, self.shape, self.name, self.board.lanes, str(self.bells)
         )
 
-    def start_policy(self) -> Any:
+    def start_policy(self, index: int) -> Any:
         make: Any = actor(BatchingPolicy, self.placement.policy_threads)
         where = self.placement
         return make.remote(
-            self.policy_options, self.shape, self.name, self.board.lanes, str(self.bells), where.batch_max,
-            where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
+            self.policy_options, self.crew.policies[index], self.shape, self.name, self.board.lanes, str(self.bells),
+            where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
         )  # fmt: skip
 
     def start_learner(self, rank: int) -> Any:
         make: Any = actor(StreamingLearner, self.placement.learner_threads)
         return make.remote(
-            rank, self.learner_options, self.shape, self.name, str(self.bells), self.placement.update_fragments,
-            UPDATE_DEADLINE_S,
+            rank, self.learner_options, self.crew.learners[rank], self.shape, self.name, str(self.bells),
+            self.placement.update_fragments, UPDATE_DEADLINE_S,
         )  # fmt: skip
 
     def counters(self) -> np.ndarray:
@@ -108,7 +109,7 @@ class Asynchronous(Engine):
         self.read_s = time.monotonic()
         self.dispatcher.start(iteration)
         self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in enumerate(self.environments)}
-        self.serving[self.policy.serve.remote()] = "policy worker"
+        self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _mend(self, ended: list[Any]) -> None:
         """Replace workers whose calls have ended, and those that are stuck. The policy comes first: others need it."""
@@ -122,7 +123,7 @@ class Asynchronous(Engine):
                 what = f"lane {', '.join(map(str, stuck))} has not finished a step for {patience:g} s"
                 failures.setdefault(f"environment worker {index}", what)
         if self.board.stuck(self.board.policy, patience):
-            failures.setdefault("policy worker", f"it has not decided for {patience:g} s")
+            failures.setdefault(POLICY, f"it has not decided for {patience:g} s")
         for name, why in sorted(failures.items(), reverse=True):
             self.failed += 1
             if self.failed > RESTARTS:
@@ -132,18 +133,18 @@ class Asynchronous(Engine):
                 )  # fmt: skip
             print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
             self.serving = {future: who for future, who in self.serving.items() if who != name}
-            if name == "policy worker":
+            if name == POLICY:
                 self._replace_policy()
             else:
                 self._replace_environment(int(name.rsplit(" ", 1)[1]))
 
     def _replace_policy(self) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
-        ray.kill(self.policy)
+        ray.kill(self.policies[0])
         self.board.reset([self.board.policy], Doing.IDLE)
-        self.policy = self.start_policy()
-        self.processes["policy worker"] = wait_ready("policy worker", self.policy)
-        self.serving[self.policy.serve.remote()] = "policy worker"
+        self.policies[0] = self.start_policy(0)
+        self.processes[POLICY] = wait_ready(POLICY, self.policies[0])
+        self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _replace_environment(self, index: int) -> None:
         """Its fragments are begun anew by whoever is next; the other lanes go on."""

@@ -45,28 +45,30 @@ class Engine(ABC):
         self.environment, self.settings, self.variant, self.seed = environment, settings, variant, seed
         self.slots, self.placement = slots, placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement, lora)
-        self.codec, self.shape = checked.codec, checked.shape
+        self.codec, self.shape, self.crew = checked.codec, checked.shape, checked.crew
         self.name = "simreal_" + hashlib.sha1(str(run.resolve()).encode()).hexdigest()[:16]
         self.bells = run / "bells"
         shutil.rmtree(self.bells, ignore_errors=True)
         self.bells.mkdir(parents=True)
-        self.policy_bell = Bell(self.bells / "policy")
+        self.policy_bells = [Bell(self.bells / f"policy{i}") for i in range(len(self.crew.policies))]
         self.block = RolloutBlock(self.shape, self.name, create=True)
         self.weights = WeightsBlock(checked.weights, f"{self.name}_weights", create=True)
         sent = checked.weights, f"{self.name}_weights"
         self.policy_options = PolicyOptions(
-            str(checkpoint), *sent, algorithm.temperature, seed, placement.policy_threads, placement.deadline_s, lora
-        )
+            str(checkpoint), *sent, algorithm.temperature, seed, placement.policy_threads, placement.deadline_s, lora,
+            placement.dtype or "", placement.offload, placement.compile,
+        )  # fmt: skip
         self.learner_options = LearnerOptions(
-            placement.learners, str(checkpoint), *sent, algorithm, seed, iterations, placement.learner_threads,
+            len(self.crew.learners), str(checkpoint), *sent, algorithm, seed, iterations, placement.learner_threads,
             str((self.bells / "rendezvous").resolve()), placement.micro_batch, lora,
+            placement.dtype or "", placement.offload, placement.compile, placement.shard,
         )  # fmt: skip
         self.prepare()
         self.environments: list[Any] = [self.start_environment(i) for i in range(placement.environment_workers)]
-        self.policy: Any = self.start_policy()
-        self.learners: list[Any] = [self.start_learner(rank) for rank in range(placement.learners)]
+        self.policies: list[Any] = [self.start_policy(i) for i in range(len(self.crew.policies))]
+        self.learners: list[Any] = [self.start_learner(rank) for rank in range(len(self.crew.learners))]
         everyone = {f"environment worker {i}": w for i, w in enumerate(self.environments)}
-        everyone["policy worker"] = self.policy
+        everyone.update({f"policy worker {i}": w for i, w in enumerate(self.policies)})
         everyone.update({f"learner {i}": w for i, w in enumerate(self.learners)})
         self.processes = {name: wait_ready(name, worker) for name, worker in everyone.items()}
 
@@ -78,7 +80,7 @@ class Engine(ABC):
     def start_environment(self, index: int) -> Any: ...
 
     @abstractmethod
-    def start_policy(self) -> Any: ...
+    def start_policy(self, index: int) -> Any: ...
 
     @abstractmethod
     def start_learner(self, rank: int) -> Any: ...
@@ -96,7 +98,7 @@ class Engine(ABC):
         """Go on with this iteration; every slot goes on with its next episode."""
 
     def save(self, folder: Path) -> None:
-        collect({"learner 0": self.learners[0].save.remote(str(folder))})
+        collect({f"learner {i}": w.save.remote(str(folder)) for i, w in enumerate(self.learners)})
 
     def restore(self, folder: Path, iteration: int, counters: list[int]) -> None:
         """Weights and optimizer of a state saved before this iteration."""
@@ -104,10 +106,10 @@ class Engine(ABC):
         self.resume(iteration, np.asarray(counters, np.int64))
 
     def export(self, folder: Path, curve: dict[str, Any], config: dict[str, Any]) -> None:
-        collect({"learner 0": self.learners[0].export.remote(str(folder), curve, config)})
+        collect({f"learner {i}": w.export.remote(str(folder), curve, config) for i, w in enumerate(self.learners)})
 
     def close(self) -> None:
-        for worker in (*self.environments, self.policy, *self.learners):
+        for worker in (*self.environments, *self.policies, *self.learners):
             ray.kill(worker)
         self.block.close()
         self.weights.close()

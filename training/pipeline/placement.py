@@ -9,9 +9,10 @@ import torch
 from training import envs
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutShape
-from training.pipeline.seats import COMPONENTS, CPU
+from training.pipeline.seats import COMPONENTS, CPU, Cluster, check, seat
 from training.pipeline.weights import WeightsLayout
 from vla import lora as adapters
+from vla.checkpoint import outline
 from vla.codec import Codec
 from vla.errors import SimrealError
 from vla.lora import FULL, Lora
@@ -27,8 +28,10 @@ class PlacementConfig:
     """Who runs where and what may overlap. All share one host.
 
     environments: devices of the simulators: cpu, all, 0-3, 0,2,4-7, or a share of the cluster's GPUs, 25-50%.
-    policy: devices of the policy, likewise.
-    learner: devices of the learner, likewise.
+    policy: devices of the policy, likewise, with a policy worker on each.
+    learner: devices of the learner, likewise, with a learner on each.
+    compile: fuse the steps within the blocks of a large model: the first iteration takes a minute longer.
+    dtype: of frozen weights and activations, null for that of the checkpoint; what is trained stays float32.
     offload: whoever rests leaves its device's memory to the others that sit there.
     schedule: synchronous, rollout and update take turns; or asynchronous, they go on side by side.
     environment_workers: processes that step environments.
@@ -39,9 +42,11 @@ class PlacementConfig:
     staleness: asynchronous: updates that the policy may have had since a decision that is learnt from; 0 for none.
     fragments_per_update: asynchronous: an update takes so many fragments, `decisions` chunks of a lane each; null for
         as many as there are lanes, so that it has as many samples as a synchronous one.
-    policy_threads: torch threads of the policy worker.
-    learners: data-parallel learner processes.
+    policy_workers: processes that decide, each for a part of the environment workers; GPUs set their number.
+    policy_threads: torch threads of a policy worker.
+    learners: data-parallel learner processes; GPUs set their number.
     learner_threads: torch threads of each learner.
+    shard: split the weights and the optimizer's moments over the learners (FSDP2), for models that do not fit one GPU.
     micro_batch: samples in a forward and backward pass of a learner at most, null for a whole minibatch.
     deadline_s: a process that waits longer than this names whom it waits for.
     """
@@ -49,7 +54,9 @@ class PlacementConfig:
     environments: str = CPU
     policy: str = CPU
     learner: str = CPU
+    dtype: Literal["float32", "bfloat16"] | None = None
     offload: bool = False
+    compile: bool = False
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
     environment_workers: int = 2
     stages: int = 1
@@ -58,9 +65,11 @@ class PlacementConfig:
     batch_wait_ms: float = 2.0
     staleness: int = 1
     fragments_per_update: int | None = None
+    policy_workers: int = 1
     policy_threads: int = 2
     learners: int = 2
     learner_threads: int = 1
+    shard: bool = False
     micro_batch: int | None = None
     deadline_s: float = 60.0
 
@@ -80,12 +89,26 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True)
+class Crew:
+    """Where the processes of a run sit.
+
+    environments: GPU of each environment worker, None for the processors. policies, learners: torch's name of the
+        device of each policy worker and learner.
+    """
+
+    environments: tuple[int | None, ...]
+    policies: tuple[str, ...]
+    learners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A checkpoint and an environment that fit each other and the placement."""
 
     codec: Codec
     shape: RolloutShape
     weights: WeightsLayout
+    crew: Crew
 
 
 def plan(
@@ -93,11 +116,7 @@ def plan(
     algorithm: PPOConfig, placement: PlacementConfig, lora: Lora = FULL,
 ) -> Plan:  # fmt: skip
     """Check that everything fits, before any process is started and any file written."""
-    if any(getattr(placement, name) != CPU for name in COMPONENTS):
-        raise EngineError(
-            "training on GPUs is not there yet: `vla plan` tells of such a placement, `vla train` can't start it",
-            code="PLACEMENT_GPU", remedy="Choose placement=colocated, pipelined or asynchronous.",
-        )  # fmt: skip
+    crew = man(placement)
     if placement.micro_batch is not None and placement.micro_batch < 1:
         raise EngineError(
             f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
@@ -109,16 +128,22 @@ def plan(
             remedy=f"Set placement.{foreign}=1, or choose the other schedule.",
         )  # fmt: skip
     if placement.schedule == "asynchronous":
-        _check_lanes(slots, decisions, algorithm, placement)
+        _check_lanes(slots, decisions, algorithm, placement, len(crew.learners))
     else:
-        _check_stages(slots, decisions, algorithm, placement)
-    policy = Policy.load(checkpoint, None, "training")
+        _check_stages(slots, decisions, algorithm, placement, len(crew.learners))
+    _check_policies(placement, len(crew.policies))
+    if placement.shard and placement.offload:
+        raise EngineError(
+            "shard and offload can't be used together", code="PLACEMENT",
+            remedy="Set placement.offload=false: a sharded learner takes little of each GPU.",
+        )  # fmt: skip
+    policy = outline(checkpoint)
     codec, contract = policy.codec, policy.contract
     probe = envs.make(environment, 1, **settings)
     contract.check(probe.contract, f"environment {environment}")
     privileged, critic = probe.privileged_size, probe.critic_size
     probe.close()
-    values = _check_model(policy, environment, privileged, critic, algorithm)
+    values = _check_model(policy, environment, privileged, critic, algorithm, placement)
     lanes = placement.schedule == "asynchronous"
     shape = RolloutShape(
         decisions, slots // placement.all_lanes if lanes else slots, codec.image_shape, contract.state_size,
@@ -128,10 +153,41 @@ def plan(
     if lora.rank:
         with torch.random.fork_rng():
             adapters.attach(policy.model, lora)
-    return Plan(codec, shape, WeightsLayout.of(policy.model, lora))
+    return Plan(codec, shape, WeightsLayout.of(policy.model, lora), crew)
 
 
-def _check_stages(slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig) -> None:
+def man(placement: PlacementConfig) -> Crew:
+    """The processes of a placement on this machine's GPUs and processors.
+
+    Raises SeatError for devices that are not there, and for components that would be in each other's way.
+    """
+    here = Cluster(1, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    seats = seat({name: getattr(placement, name) for name in COMPONENTS}, here)
+    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, here.devices)
+    gpus: tuple[int | None, ...] = seats.environments or (None,)
+    return Crew(
+        tuple(gpus[i % len(gpus)] for i in range(placement.environment_workers)),
+        tuple(f"cuda:{i}" for i in seats.policy) or (CPU,) * placement.policy_workers,
+        tuple(f"cuda:{i}" for i in seats.learner) or (CPU,) * placement.learners,
+    )
+
+
+def _check_policies(placement: PlacementConfig, policies: int) -> None:
+    if policies < 1 or policies > placement.environment_workers:
+        raise EngineError(
+            f"{placement.environment_workers} environment workers can't be split over {policies} policy workers",
+            code="PLACEMENT", remedy="Raise environment_workers, or lower policy_workers or the GPUs of the policy.",
+        )  # fmt: skip
+    if policies > 1 and placement.schedule == "asynchronous":
+        raise EngineError(
+            f"the asynchronous schedule has one policy worker, found {policies}", code="PLACEMENT",
+            remedy="Set policy_workers=1, or give the policy one GPU.",
+        )  # fmt: skip
+
+
+def _check_stages(
+    slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, learners: int
+) -> None:
     workers, stages = placement.environment_workers, placement.stages
     if slots < workers * stages:
         raise EngineError(
@@ -139,16 +195,18 @@ def _check_stages(slots: int, decisions: int, algorithm: PPOConfig, placement: P
             remedy="Raise slots, or lower environment_workers or stages.",
         )  # fmt: skip
     # In the worst case every other row holds nothing but the final observation of an episode.
-    needed, least = algorithm.minibatches * placement.learners, slots * decisions // 2
+    needed, least = algorithm.minibatches * learners, slots * decisions // 2
     if least < needed:
         raise EngineError(
             f"{slots} slots x {decisions} decisions give {least} samples at worst, too few for "
-            f"{algorithm.minibatches} minibatches on {placement.learners} learners",
+            f"{algorithm.minibatches} minibatches on {learners} learners",
             code="PLACEMENT", remedy="Raise slots or decisions, or lower minibatches or learners.",
         )  # fmt: skip
 
 
-def _check_lanes(slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig) -> None:
+def _check_lanes(
+    slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, learners: int
+) -> None:
     lanes, per_update = placement.all_lanes, placement.update_fragments
     where = f"{placement.environment_workers} workers x {placement.lanes} lanes"
 
@@ -182,20 +240,27 @@ def _check_lanes(slots: int, decisions: int, algorithm: PPOConfig, placement: Pl
             "Raise staleness or fragments_per_update, or lower environment_workers or lanes.",
         )
     least = each * decisions // 2  # the other rows may hold nothing but the final observation of an episode
-    if least < placement.learners:
+    if least < learners:
         refuse(
             f"fragments of {each} environments x {decisions} decisions give {least} samples at worst, too few for "
-            f"{placement.learners} learners",
+            f"{learners} learners",
             "Raise slots or decisions, or lower lanes or learners.",
         )
 
 
-def _check_model(policy: Policy, environment: str, privileged: int, critic: int, algorithm: PPOConfig) -> int:
+def _check_model(
+    policy: Policy, environment: str, privileged: int, critic: int, algorithm: PPOConfig, placement: PlacementConfig
+) -> int:
     """How many values the model's head gives."""
     if algorithm.critic == "privileged" and not critic:
         raise EngineError(
             f"environment {environment} has no state for a privileged critic", code="CRITIC",
             remedy="Choose algorithm=ppo, whose critic is the model's value head.",
+        )  # fmt: skip
+    if (placement.compile or placement.shard) and not hasattr(policy.model, "blocks"):
+        raise EngineError(
+            f"{type(policy.model).__name__} does not tell its `blocks`, which placement.compile and .shard need",
+            code="PLACEMENT", remedy="Set placement.compile=false placement.shard=false.",
         )  # fmt: skip
     if not algorithm.train_vision and not hasattr(policy.model, "see"):
         raise EngineError(

@@ -59,10 +59,11 @@ def seat(words: Mapping[str, str], cluster: Cluster) -> Seats:
     return Seats(**{name: _devices(name, words[name], cluster) for name in COMPONENTS})
 
 
-def check(seats: Seats, stages: int, is_asynchronous: bool, offload: bool) -> None:
+def check(seats: Seats, stages: int, is_asynchronous: bool, offload: bool, devices: int) -> None:
     """Raise SeatError for components that would wait for each other's device although the schedule has them overlap.
 
     stages: groups of environments that take turns. offload: whether a component that rests leaves its device's memory.
+    devices: of the cluster. Where there is one alone, policy and learner may share it in every schedule.
     """
     shared = seats.together("environments", "policy")
     if shared and (stages > 1 or is_asynchronous):
@@ -77,10 +78,12 @@ def check(seats: Seats, stages: int, is_asynchronous: bool, offload: bool) -> No
             code="PLACEMENT_OVERLAP", remedy="Give both the same devices, or none in common.",
         )  # fmt: skip
     for name in ("environments", "policy") if is_asynchronous else ():
-        if both := seats.together(name, "learner"):
+        alone = name == "policy" and devices == 1 and not offload
+        if (both := seats.together(name, "learner")) and not alone:
             raise SeatError(
                 f"{name} and learner share {_named(both)}, and the asynchronous schedule has both work all the time",
-                code="PLACEMENT_OVERLAP", remedy="Give the learner devices of its own.",
+                code="PLACEMENT_OVERLAP",
+                remedy="Give the learner devices of its own; a single GPU they may share with offload=false.",
             )  # fmt: skip
     resting = [name for name in ("environments", "policy") if seats.together(name, "learner")]
     if offload and not resting and not shared:

@@ -13,7 +13,7 @@ from training.pipeline.engine import RESTARTS, Engine, Rollout
 from training.pipeline.placement import EngineError
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker
 from training.workers.learner import Learner, Update
-from training.workers.policy import PolicyWorker
+from training.workers.policy import PolicyLog, PolicyWorker
 
 
 class Synchronous(Engine):
@@ -31,8 +31,9 @@ class Synchronous(Engine):
                 stages,
                 self.seed,
                 2 * self.placement.deadline_s,  # the policy, which knows the culprit, speaks first
+                i % len(self.crew.policies),
             )
-            for p in parts
+            for i, p in enumerate(parts)
         ]
         self.begun = [np.zeros(len(p), np.int64) for p in parts]
         self.fresh = True
@@ -40,16 +41,19 @@ class Synchronous(Engine):
         self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(workers)]
 
     def start_environment(self, index: int) -> Any:
-        make: Any = actor(EnvironmentWorker, 1)
+        make: Any = actor(EnvironmentWorker, 1, self.crew.environments[index])
         return make.remote(index, self.options[index], self.codec, self.shape, self.name, str(self.bells))
 
-    def start_policy(self) -> Any:
+    def start_policy(self, index: int) -> Any:
         make: Any = actor(PolicyWorker, self.placement.policy_threads)
-        return make.remote(self.policy_options, self.shape, self.name, str(self.bells), self.stage_rows)
+        served = {i: self.stage_rows[i] for i, options in enumerate(self.options) if options.policy == index}
+        return make.remote(
+            index, self.policy_options, self.crew.policies[index], self.shape, self.name, str(self.bells), served
+        )
 
     def start_learner(self, rank: int) -> Any:
         make: Any = actor(Learner, self.placement.learner_threads)
-        return make.remote(rank, self.learner_options, self.shape, self.name)
+        return make.remote(rank, self.learner_options, self.crew.learners[rank], self.shape, self.name)
 
     def iterate(self, iteration: int) -> tuple[Rollout, Update]:
         return self.rollout(iteration), self.update(iteration)
@@ -72,9 +76,10 @@ class Synchronous(Engine):
             failures = self._watch(futures)
             if not failures:
                 self.fresh = False
-                *logs, policy = ray.get(list(futures))
+                found = ray.get(list(futures))
+                logs, policies = found[: len(self.environments)], found[len(self.environments) :]
                 self.begun = [log.begun for log in logs]
-                return Rollout(logs, policy, time.perf_counter() - began)
+                return Rollout(logs, PolicyLog.mean(policies), time.perf_counter() - began)
             self._replace(failures)
         raise EngineError(
             f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
@@ -83,7 +88,7 @@ class Synchronous(Engine):
         )  # fmt: skip
 
     def update(self, iteration: int) -> Update:
-        """One update of all learners; the policy worker takes the new weights over before its next decision."""
+        """One update of all learners; the policy workers take the new weights over before their next decision."""
         updates = collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
         first: Update = updates[0]
         return first
@@ -94,7 +99,7 @@ class Synchronous(Engine):
             worker.rollout.remote(counters): f"environment worker {i}"
             for i, (worker, counters) in enumerate(zip(self.environments, begun, strict=True))
         }
-        futures[self.policy.rollout.remote(iteration, self.fresh)] = "policy worker"
+        futures |= {p.rollout.remote(iteration, self.fresh): f"policy worker {i}" for i, p in enumerate(self.policies)}
         return futures
 
     def _watch(self, futures: dict[Any, str]) -> dict[int, str]:
@@ -138,7 +143,7 @@ class Synchronous(Engine):
         return int(name.rsplit(" ", 1)[1])
 
     def _abort(self) -> None:
-        for bell in (self.policy_bell, *self.environment_bells):
+        for bell in (*self.policy_bells, *self.environment_bells):
             bell.ring(*ABORT)
 
     def _replace(self, failures: dict[int, str]) -> None:
@@ -148,7 +153,7 @@ class Synchronous(Engine):
             ray.kill(self.environments[index])
             self.environments[index] = self.start_environment(index)
             self.processes[name] = wait_ready(name, self.environments[index])
-        for bell in (self.policy_bell, *self.environment_bells):
+        for bell in (*self.policy_bells, *self.environment_bells):
             bell.drain()
         # All begin fresh episodes, after those that they had begun.
         self.begun = [c + self.shape.decisions + 1 for c in self.begun]

@@ -19,13 +19,13 @@ class BatchingPolicy(Sampler):
     """
 
     def __init__(
-        self, options: PolicyOptions, shape: RolloutShape, name: str, lanes: int, bells: str,
+        self, options: PolicyOptions, device: str, shape: RolloutShape, name: str, lanes: int, bells: str,
         batch_max: int | None, wait_s: float, idle_s: float,
     ):  # fmt: skip
-        super().__init__(options)
+        super().__init__(options, device)
         self.block = RolloutBlock(shape, name)
         self.board = Board(lanes, lanes * shape.slots, f"{name}_board")
-        self.bell = Bell(Path(bells) / "policy")
+        self.bell = Bell(Path(bells) / "policy0")
         self.lanes = [Bell(Path(bells) / f"lane{i}") for i in range(lanes)]
         self.most = lanes if batch_max is None else batch_max // shape.slots
         self.wait_s, self.idle_s = wait_s, idle_s
@@ -62,7 +62,7 @@ class BatchingPolicy(Sampler):
                 chosen = waiting[: self.most]
                 return chosen.tolist(), asked[chosen].tolist()
             if self.bell.wait(max(0.0, until - now)) is None and not len(waiting) and time.monotonic() >= idle_until:
-                raise PipelineTimeout("the policy worker", (), self.idle_s, "a request of any lane")
+                raise PipelineTimeout("policy worker 0", (), self.idle_s, "a request of any lane")
             while self.bell.wait(0) is not None:  # what they say stands on the board
                 pass
 

@@ -20,7 +20,7 @@ class EnvironmentOptions:
     """environment, settings: registered name and its options. variant: of the episodes.
 
     slots: first and last + 1 of this worker in the block. stages: groups of slots that take turns.
-    seed: of the run. deadline_s: longest wait.
+    seed: of the run. deadline_s: longest wait. policy: number of the policy worker that decides for it.
     """
 
     environment: str
@@ -30,6 +30,7 @@ class EnvironmentOptions:
     stages: int
     seed: int
     deadline_s: float
+    policy: int = 0
 
 
 class EnvironmentWorker:
@@ -52,7 +53,7 @@ class EnvironmentWorker:
         env = envs.make(options.environment, last - first, **options.settings)
         begun = np.zeros(last - first, np.int64)
         self.episodes = Episodes(env, codec, options.seed, options.variant, first, first, begun)
-        self.to_policy = Bell(Path(bells) / "policy")
+        self.to_policy = Bell(Path(bells) / f"policy{options.policy}")
         self.from_policy = Bell(Path(bells) / f"environment{index}")
 
     def ready(self) -> int:
@@ -102,7 +103,7 @@ class EnvironmentWorker:
                 f"environment worker {self.index}",
                 (),
                 self.options.deadline_s,
-                f"the policy worker, stage {stage}, decision {decision}",
+                f"policy worker {self.options.policy}, stage {stage}, decision {decision}",
             )
         if message[1:] != (stage, decision):
             raise RuntimeError(

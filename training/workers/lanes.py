@@ -50,7 +50,7 @@ class Lane:
         self.slots = list(range(slots))
         self.turn = int(board["grant"][number, 0])
         self.bell = Bell(bells / f"lane{number}")
-        self.to_policy, self.to_dispatcher = Bell(bells / "policy"), Bell(bells / "dispatcher")
+        self.to_policy, self.to_dispatcher = Bell(bells / "policy0"), Bell(bells / "dispatcher")
 
     def play(self) -> None:
         """Fragment after fragment, each from where the one before ended."""
@@ -103,7 +103,7 @@ class Lane:
         end = time.monotonic() + self.options.deadline_s
         while board["answered"][lane] != board["asked"][lane]:
             if self.bell.wait(end - time.monotonic()) is None and time.monotonic() >= end:
-                what = f"the policy worker, fragment {fragment}, decision {decision}"
+                what = f"policy worker 0, fragment {fragment}, decision {decision}"
                 raise PipelineTimeout(self._name, (), self.options.deadline_s, what)
         board.turn_to(lane, Doing.STEPPING)
 

@@ -17,17 +17,19 @@ from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
-from training.workers import gap
+from training.workers import gap, sharding
+from training.workers.critic import LossError, PrivilegedCritic, value_weight
 from training.workers.gap import LogProbGap
 from training.workers.memory import FRAME, Memory
+from training.workers.precision import Precision
+from training.workers.room import Room
 from vla import lora
-from vla.errors import SimrealError
 from vla.lora import FULL, Lora
 from vla.policy import Policy
 from vla.results import commit
 from vla.types import ModelInputs
 
-STATE, CRITIC, PERCEPTION = "learner.safetensors", "critic.safetensors", "perception.safetensors"
+STATE, PERCEPTION = "learner", "perception"
 STATISTICS = (
     "loss",
     "policy_loss",
@@ -41,28 +43,14 @@ STATISTICS = (
 LOOK = 256  # frames at a time, where no gradients are wanted
 
 
-class LossError(SimrealError):
-    """A loss that is not finite; nothing was updated with it."""
-
-    def __init__(self, iteration: int, epoch: int, minibatch: int, terms: dict[str, float]):
-        shown = ", ".join(f"{k} {v:g}" for k, v in terms.items())
-        super().__init__(
-            f"the loss is not finite in iteration {iteration}, epoch {epoch}, minibatch {minibatch}: {shown}",
-            code="NAN_LOSS",
-            remedy="The iteration before is kept. Lower learning_rate or grad_clip and start anew.",
-        )
-        self.arguments = (iteration, epoch, minibatch, terms)
-
-    def __reduce__(self) -> tuple[type, tuple[int, int, int, dict[str, float]]]:
-        return LossError, self.arguments
-
-
 @dataclass(frozen=True)
 class LearnerOptions:
     """world: learners. checkpoint: to begin with. layout, weights: of the block for the policy worker, and its name.
 
     config: how to learn. seed, iterations: of the run. threads: of torch. rendezvous: file over which learners meet.
     micro_batch: samples in a forward and backward pass at most. adapters: that are trained, if any.
+    dtype: of frozen weights and activations, "" for that of the checkpoint; weights that are trained are float32.
+    offload: between updates the weights leave the device. compile: the blocks of the model. shard: its weights.
     """
 
     world: int
@@ -76,6 +64,10 @@ class LearnerOptions:
     rendezvous: str
     micro_batch: int | None = None
     adapters: Lora = FULL
+    dtype: str = ""
+    offload: bool = False
+    compile: bool = False
+    shard: bool = False
 
 
 @dataclass
@@ -105,14 +97,16 @@ class Targets:
 class Learner:
     """Runs in a Ray actor of its own, one for each rank."""
 
-    def __init__(self, rank: int, options: LearnerOptions, shape: RolloutShape, block: str):
+    def __init__(self, rank: int, options: LearnerOptions, device: str, shape: RolloutShape, block: str):
         torch.set_num_threads(options.threads)
         torch.set_flush_denormal(True)  # improbable bins make them, and processors handle them slowly
         config, seed, adapters = options.config, options.seed, options.adapters
         self.rank, self.world, self.config, self.seed, self.iterations = (
             rank, options.world, config, seed, options.iterations
         )  # fmt: skip
-        self.policy = Policy.load(options.checkpoint, None, "learner")
+        self.device, self.checkpoint = torch.device(device), options.checkpoint
+        kind = getattr(torch, options.dtype) if options.dtype else None
+        self.policy = Policy.load(options.checkpoint, None, "learner", device=device, dtype=kind)
         self.block = RolloutBlock(shape, block)
         self.weights = WeightsBlock(options.layout, options.weights)
         self.micro_batch = options.micro_batch
@@ -124,6 +118,15 @@ class Learner:
                 lora.attach(model, adapters)
         if config.gradient_checkpointing:
             model.checkpoint_gradients()
+        self.precision = Precision(model)
+        if self.world > 1:
+            self._meet(options.rendezvous)
+        self.is_sharded = options.shard and self.world > 1
+        if self.is_sharded:
+            sharding.shard(model, self.device, self.world, self.precision.kind, keep_trained=bool(adapters.rank))
+        if options.compile:
+            for block in model.blocks():
+                block.compile()
         head = list(model.value_head.parameters())
         owned = {id(p) for p in head}
         reached = model.parameters() if config.train_vision else model.behind_seen()
@@ -134,21 +137,21 @@ class Learner:
             groups.append({"params": head, "lr": config.value_learning_rate})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.95))
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # the same on every rank, like its batches: no gradients have to be exchanged
-            self.critic = _critic(shape) if config.critic == "privileged" else None
-        self.critic_optimizer = (
-            torch.optim.AdamW(self.critic.parameters(), config.value_learning_rate) if self.critic else None
-        )
+        self.critic = PrivilegedCritic(shape.critic, config, seed) if config.critic == "privileged" else None
         self.seeing: list[nn.Parameter] = _seeing(model) if config.perception_steps and shape.privileged else []
         self.seeing_optimizer = (
             torch.optim.AdamW(self.seeing, config.perception_learning_rate, betas=(0.9, 0.95)) if self.seeing else None
         )
+        self.room = Room(model, device, self.optimizer, self.seeing_optimizer) if options.offload else None
         self.memory = Memory(config.perception_memory // self.world)
         self.gap: LogProbGap | None = None  # while it is wanted
-        if self.world > 1:
-            meeting = f"file://{options.rendezvous}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=self.world)
+
+    def _meet(self, rendezvous: str) -> None:
+        """Join the other learners."""
+        how = "nccl" if self.device.type == "cuda" else "gloo"
+        if how == "nccl":
+            torch.cuda.set_device(self.device)
+        dist.init_process_group(how, init_method=f"file://{rendezvous}", rank=self.rank, world_size=self.world)
 
     def ready(self) -> int:
         """The process id, once everything is set up."""
@@ -156,12 +159,17 @@ class Learner:
 
     def publish(self, version: int) -> None:
         """Offer the weights after `version` updates to the policy worker; those of rank 0 stand for all."""
+        offered = sent(self.policy.model, self.adapters)
+        if self.is_sharded:
+            offered = sharding.whole(offered)
         if self.rank == 0:
-            self.weights.write(sent(self.policy.model, self.adapters), version)
+            self.weights.write(offered, version)
 
     def update(self, iteration: int) -> Update:
         """All epochs on the rollout in the block."""
         began = time.perf_counter()
+        if self.room is not None:
+            self.room.enter()
         config = self.config
         block = {k: torch.from_numpy(v) for k, v in self.block.arrays.items()}
         found = self._targets(block)
@@ -180,7 +188,7 @@ class Learner:
         generator = torch.Generator().manual_seed(self._seed(iteration))
         totals: dict[str, list[float]] = {}
         if self.critic is not None:
-            totals["value_loss"] = self._fit_critic(flat, rows, iteration, generator)
+            totals["value_loss"] = self.critic.fit(flat, rows, iteration, generator)
         if self._improves(iteration):
             shares = [rows[rank :: self.world] for rank in range(self.world)]
             seen = None if config.train_vision else self._look(flat, shares[self.rank])
@@ -194,7 +202,7 @@ class Learner:
         config = self.config
         valid = ~block["boundary"][:-1]
         executed = block["executed"] & valid[..., None]
-        values = self._values(block) if self.critic else block["values"]
+        values = self.critic.values(block["critic_states"]) if self.critic else block["values"]
         advantage, returns = advantages(
             block["rewards"], values, block["executed"], block["terminated"], valid, config.gamma, config.lam
         )
@@ -223,6 +231,8 @@ class Learner:
     ) -> Update:
         """Offer the weights; what the update did."""
         self.publish(iteration + 1)
+        if self.room is not None:
+            self.room.leave()
         metrics = dict.fromkeys(STATISTICS, 0.0) | dict.fromkeys(gap.NAMES, np.nan)
         metrics |= {k: float(np.mean(v)) for k, v in totals.items()} | numbers
         metrics.update(
@@ -239,35 +249,6 @@ class Learner:
             share = weights.mean(dim=(0, 2), keepdim=True).clamp(min=1e-3)
             weights = weights / share
         return weights
-
-    def _values(self, block: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The privileged critic's `[T + 1, N, C]`, one for every action."""
-        assert self.critic is not None
-        with torch.no_grad():
-            values: torch.Tensor = self.critic(block["critic_states"]).squeeze(-1)
-        return values
-
-    def _fit_critic(
-        self, flat: dict[str, torch.Tensor], rows: torch.Tensor, iteration: int, generator: torch.Generator
-    ) -> list[float]:
-        """The privileged critic's passes over the rollout; its losses."""
-        assert self.critic is not None and self.critic_optimizer is not None
-        config, losses = self.config, []
-        inputs = flat["critic_states"]
-        for epoch in range(config.critic_epochs):
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            for minibatch, chosen in enumerate(order.tensor_split(config.minibatches)):
-                values = self.critic(inputs[chosen]).squeeze(-1)
-                weight = _value_weight(flat["weight"][chosen], values)
-                loss = ppo.value_loss(values, flat["values"][chosen], flat["returns"][chosen], weight, config)
-                losses.append(float(loss.detach()))
-                if not np.isfinite(losses[-1]):
-                    raise LossError(iteration, epoch, minibatch, {"value_loss": losses[-1]})
-                self.critic_optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.critic.parameters(), config.grad_clip)
-                self.critic_optimizer.step()
-        return losses
 
     def _improve(
         self,
@@ -288,7 +269,8 @@ class Learner:
                 numbers: dict[str, torch.Tensor] = {}
                 total = torch.as_tensor(sum(flat["weight"][rows].sum() for rows in chosen))
                 self.gap = LogProbGap() if epoch == minibatch == 0 else None
-                self._accumulate(flat, seen, chosen[self.rank], total, iteration, numbers)
+                most = max(len(rows) for rows in chosen)
+                self._accumulate(flat, seen, chosen[self.rank], most, total, iteration, numbers)
                 statistics = self._step(numbers, iteration, epoch, minibatch)
                 if self.gap is not None:
                     statistics.update(self.gap.over(self.world))
@@ -303,9 +285,9 @@ class Learner:
         whole: dict[str, torch.Tensor] = {}
         if before is not None:
             whole = {key: value for key, value in before._asdict().items() if value is not None}
-        with torch.no_grad():
+        with torch.no_grad(), self.precision.context(self.device):
             for part in rows.split(LOOK):
-                seen = model.see(*(flat[k][part] for k in ("images", "state", "tokens")))
+                seen = model.see(*(flat[k][part].to(self.device) for k in ("images", "state", "tokens")))
                 for key, value in seen._asdict().items():
                     if value is not None:
                         whole.setdefault(key, value.new_zeros((len(flat["state"]), *value.shape[1:])))[part] = value
@@ -316,16 +298,20 @@ class Learner:
         flat: dict[str, torch.Tensor],
         seen: Any,
         rows: torch.Tensor,
+        most: int,
         total: torch.Tensor,
         iteration: int,
         numbers: dict[str, torch.Tensor],
     ) -> None:
         """Add the gradients of these rows, in micro-batches, and their statistics to `numbers`.
 
+        most: rows of the rank that has most of them; all have as many micro-batches, since sharded ones wait for each
+            other in each.
         total: weight of all ranks' rows in the step, by which means over these rows become their share of a mean.
         """
-        for mine in rows.split(self.micro_batch or len(rows)):
-            batch = {k: v[mine] for k, v in flat.items()}
+        least = max(1, most - (self.world > 1))  # ranks differ by one row at most
+        for mine in rows.tensor_split(min(least, -(-most // (self.micro_batch or most)))):
+            batch = {k: v[mine].to(self.device) for k, v in flat.items()}
             loss, terms = self._loss(flat, batch, seen, mine, iteration)
             share = self.world * batch["weight"].sum() / total
             loss = loss * share
@@ -344,20 +330,21 @@ class Learner:
         tokens = batch["action_tokens"].to(torch.int64)
         if seen is not None:
             seen = type(seen)(*(None if value is None else value[mine] for value in seen))
-        found = self.policy.evaluate_actions(
-            ModelInputs(*inputs), tokens, config.temperature, seen, entropy_gradient=config.entropy_coef != 0
-        )
+        with self.precision.context(self.device):
+            found = self.policy.evaluate_actions(
+                ModelInputs(*inputs), tokens, config.temperature, seen, entropy_gradient=config.entropy_coef != 0
+            )
         executed, weight = batch["executed"], batch["weight"]
         if self.gap is not None:
             self.gap.add(found.log_probs.detach(), batch["log_probs"], executed)
         actor, statistics = self._actor_loss(flat, batch, mine, found.log_probs)
         entropy = ppo.weighted_mean(found.entropy, weight[..., None].expand_as(found.entropy))
         critic_only = iteration < config.critic_iterations
-        loss = torch.zeros(()) if critic_only else actor - config.entropy_coef * entropy
+        loss = actor.new_zeros(()) if critic_only else actor - config.entropy_coef * entropy
         terms = {"policy_loss": actor, "entropy": entropy}
         if self.critic is None:
-            value_weight = _value_weight(weight, found.values)
-            terms["value_loss"] = ppo.value_loss(found.values, batch["values"], batch["returns"], value_weight, config)
+            counts = value_weight(weight, found.values)
+            terms["value_loss"] = ppo.value_loss(found.values, batch["values"], batch["returns"], counts, config)
             loss = loss + config.value_coef * terms["value_loss"]
         kl = ppo.divergence(found.log_probs.detach(), batch["log_probs"], executed)
         return loss, {**terms, **statistics, "approx_kl": kl}
@@ -402,7 +389,10 @@ class Learner:
             batch = self.memory.sample(self.config.perception_batch // self.world, generator)
             inputs: Any = (batch[k] for k in ("images", "state", "tokens"))
             seen = augmentation.augment(ModelInputs(*inputs), generator)
-            loss = ppo.privileged_loss(model.perceive(seen.images, seen.state, seen.tokens), batch["privileged"])
+            given = (part.to(self.device) for part in (seen.images, seen.state, seen.tokens))
+            with self.precision.context(self.device):
+                told = model.perceive(*given)
+            loss = ppo.privileged_loss(told, batch["privileged"].to(self.device))
             numbers = {"privileged_loss": loss.detach()}
             self.seeing_optimizer.zero_grad(set_to_none=False)
             loss.backward()
@@ -431,7 +421,11 @@ class Learner:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.world > 1:
+        if self.is_sharded and not self.adapters.rank:  # the backward pass has averaged the gradients
+            told = torch.stack([*numbers.values()])
+            dist.all_reduce(told)
+            numbers.update(zip(numbers, told / self.world, strict=True))
+        elif self.world > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
             flat = torch.cat([*(g.flatten() for g in gradients), torch.stack([*numbers.values()])])
             dist.all_reduce(flat)
@@ -442,54 +436,66 @@ class Learner:
                 gradient.copy_(flat[offset : offset + size].view_as(gradient))
                 offset += size
             numbers.update(zip(numbers, flat[offset:], strict=True))
-        return float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip))
+        norm: Any = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def save(self, folder: str) -> None:
         """Weights that are trained, and optimizers."""
-        state.save(Path(folder) / STATE, self._trained(), self.optimizer, 0)
-        if self.critic is not None and self.critic_optimizer is not None:
-            state.save(Path(folder) / CRITIC, self.critic, self.critic_optimizer, 0)
-        if self.seeing_optimizer is not None:
-            state.save(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer, 0)
+        for name, module, optimizer in self._parts():
+            if self.is_sharded and not self.adapters.rank:
+                sharding.save(Path(folder), name, self.rank, self.world, module, optimizer)
+            elif self.rank == 0:
+                state.save(Path(folder) / f"{name}.safetensors", module, optimizer, 0)
+        if self.critic is not None and self.rank == 0:
+            self.critic.save(Path(folder))
 
     def restore(self, folder: str, iteration: int) -> None:
         """What `save` wrote before this iteration; the policy worker gets the weights, too."""
-        if self.seeing_optimizer is not None:
-            state.restore(Path(folder) / PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer)
-        if self.critic is not None and self.critic_optimizer is not None:
-            state.restore(Path(folder) / CRITIC, self.critic, self.critic_optimizer)
-        state.restore(Path(folder) / STATE, self._trained(), self.optimizer)
+        for name, module, optimizer in self._parts():
+            if self.is_sharded and not self.adapters.rank:
+                sharding.restore(Path(folder), name, module, optimizer)
+            else:
+                state.restore(Path(folder) / f"{name}.safetensors", module, optimizer)
+        if self.critic is not None:
+            self.critic.restore(Path(folder))
         self.publish(iteration)
 
-    def _trained(self) -> nn.Module:
-        return (
-            nn.ParameterList([*lora.trained(self.policy.model).values()]) if self.adapters.rank else self.policy.model
-        )
+    def _parts(self) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
+        """Names of the files of a state, and what is in them; the whole model comes last."""
+        model = self.policy.model
+        trained = nn.ParameterList([*lora.trained(model).values()]) if self.adapters.rank else model
+        parts: list[tuple[str, nn.Module, torch.optim.Optimizer]] = []
+        if self.seeing_optimizer is not None:
+            parts.append((PERCEPTION, nn.ParameterList(self.seeing), self.seeing_optimizer))
+        return [*parts, (STATE, trained, self.optimizer)]
 
     def export(self, folder: str, curve: dict[str, Any], config: dict[str, Any]) -> None:
-        """The deployable bundle."""
+        """The deployable bundle, from a fresh copy of the one that training began with."""
         from vla import checkpoint
         from vla.policy import Provenance
 
-        self.policy.model.eval()
+        trained = sent(self.policy.model, self.adapters)
+        if self.is_sharded:
+            trained = sharding.whole(trained)
+        if self.rank != 0:
+            return
+        policy = Policy.load(self.checkpoint, None, "learner")
         if self.adapters.rank:
-            deviation = lora.merge(self.policy.model, self.policy.probe)
+            lora.attach(policy.model, self.adapters)
+        precision = Precision(policy.model)
+        with torch.no_grad():
+            for name, own in sent(policy.model, self.adapters).items():
+                own.copy_(trained[name])
+        if self.adapters.rank:
+            with precision.context(torch.device("cpu")):
+                deviation = lora.merge(policy.model, policy.probe)
             print(
                 f"the adapters are merged; the outputs of a test image deviate by {deviation:.2g} at most", flush=True
             )
-        checkpoint.save(self.policy, folder, Provenance(commit(), config, self.seed, curve), overwrite=True)
-
-
-def _critic(shape: RolloutShape) -> nn.Sequential:
-    """The simulator's state `[..., K]` -> value `[..., 1]`."""
-    return nn.Sequential(nn.Linear(shape.critic, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1))
+        precision.undo()
+        checkpoint.save(policy, folder, Provenance(commit(), config, self.seed, curve), overwrite=True)
 
 
 def _seeing(model: Any) -> list[nn.Parameter]:
     """What the auxiliary phase trains; nothing if the model has no auxiliary output."""
     return [p for p in model.seeing() if p.requires_grad] if hasattr(model, "seeing") else []
-
-
-def _value_weight(weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Weights `[B, C]` of control steps as weights `[B, V]` of values."""
-    return weight if values.shape[-1] > 1 else weight.amax(-1, keepdim=True)

@@ -1,10 +1,11 @@
-"""The policy worker: decides for a stage as soon as all environment workers have shown it."""
+"""The policy worker: decides for a stage as soon as all environment workers that it serves have shown it."""
 
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape, span
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
+from training.workers.room import Room
 from vla import lora
 from vla.lora import Lora
 from vla.policy import Decision, Policy
@@ -28,13 +30,20 @@ class PolicyLog:
     wait_s: float = 0.0
     forwards: int = 0
 
+    @staticmethod
+    def mean(logs: "Sequence[PolicyLog]") -> "PolicyLog":
+        """Of several policy workers: their mean times, and all forward passes."""
+        forward_s, wait_s = (sum(getattr(log, name) for log in logs) / len(logs) for name in ("forward_s", "wait_s"))
+        return PolicyLog(forward_s, wait_s, sum(log.forwards for log in logs))
+
 
 @dataclass(frozen=True)
 class PolicyOptions:
     """checkpoint: to begin with. layout, weights: of the block that the learner writes to, and its name.
 
     temperature: of sampling. seed: of the run. threads: of torch. deadline_s: longest wait.
-    adapters: that are trained, if any.
+    adapters: that are trained, if any. dtype: of the weights, "" for that of the checkpoint.
+    offload: between rollouts the weights leave the device. compile: the blocks of the model.
     """
 
     checkpoint: str
@@ -45,17 +54,26 @@ class PolicyOptions:
     threads: int
     deadline_s: float
     adapters: Lora
+    dtype: str = ""
+    offload: bool = False
+    compile: bool = False
 
 
 class Sampler:
     """A policy with the learner's newest weights: what the policy workers of all schedules share."""
 
-    def __init__(self, options: PolicyOptions):
+    def __init__(self, options: PolicyOptions, device: str):
         torch.set_num_threads(options.threads)
         self.options = options
-        self.policy = Policy.load(options.checkpoint, None, "policy worker")
+        kind = getattr(torch, options.dtype) if options.dtype else None
+        self.policy = Policy.load(options.checkpoint, None, "policy worker", device=device, dtype=kind)
         if options.adapters.rank:
             lora.attach(self.policy.model, options.adapters)
+        if options.compile:
+            model: Any = self.policy.model
+            for block in model.blocks():
+                block.compile()
+        self.room = Room(self.policy.model, device) if options.offload else None
         self.weights = WeightsBlock(options.layout, options.weights)
         self.version = 0
 
@@ -71,7 +89,7 @@ class Sampler:
     def sample(self, inputs: Sequence[np.ndarray], draws: Sequence[tuple[int, int, int]]) -> Decision:
         """Decide for a batch of images, state and tokens; draws: slot, turn and decision of each row.
 
-        The random numbers depend on these three, not on the schedule.
+        The random numbers depend on these three, not on the schedule. The answer is in the processor's memory.
         """
         images, state, tokens = (torch.from_numpy(part) for part in inputs)
         size = self.policy.codec.action_shape
@@ -82,27 +100,32 @@ class Sampler:
             for slot, turn, decision in draws
         ])  # fmt: skip
         seen = ModelInputs(images, state, tokens)
-        return self.policy.sample(seen, self.options.temperature, uniforms=torch.from_numpy(uniforms))
+        found = self.policy.sample(seen, self.options.temperature, uniforms=torch.from_numpy(uniforms))
+        return Decision(found.tokens.cpu(), found.log_probs.cpu(), found.values.cpu())
 
 
 class PolicyWorker(Sampler):
     """Of the synchronous schedules; runs in a Ray actor of its own.
 
-    slots: of each environment worker and stage, rows of the block.
+    slots: rows of the block, of each environment worker that it serves, by its number, and of each stage.
     """
 
     def __init__(
-        self, options: PolicyOptions, shape: RolloutShape, block: str, bells: str, slots: list[list[list[int]]]
-    ):
-        super().__init__(options)
+        self, number: int, options: PolicyOptions, device: str, shape: RolloutShape, block: str, bells: str,
+        slots: dict[int, list[list[int]]],
+    ):  # fmt: skip
+        super().__init__(options, device)
+        self.name = f"policy worker {number}"
         self.block = RolloutBlock(shape, block)
-        self.stages = len(slots[0])
-        self.rows = [np.concatenate([worker[stage] for worker in slots]) for stage in range(self.stages)]
-        self.bell = Bell(Path(bells) / "policy")
-        self.environments = [Bell(Path(bells) / f"environment{i}") for i in range(len(slots))]
+        self.stages = len(next(iter(slots.values())))
+        self.rows = [np.concatenate([worker[stage] for worker in slots.values()]) for stage in range(self.stages)]
+        self.bell = Bell(Path(bells) / f"policy{number}")
+        self.environments = {i: Bell(Path(bells) / f"environment{i}") for i in slots}
 
     def rollout(self, iteration: int, fresh: bool) -> PolicyLog:
         """Decide rows 0 (if the episodes are fresh) or 1 up to T."""
+        if self.room is not None:
+            self.room.enter()
         self.refresh()
         log = PolicyLog()
         total = self.block.shape.decisions + 1 - (0 if fresh else 1)
@@ -113,8 +136,10 @@ class PolicyWorker(Sampler):
             self._decide(iteration, stage, decision)
             log.forward_s += time.perf_counter() - began
             log.forwards += 1
-            for index, bell in enumerate(self.environments):
+            for index, bell in self.environments.items():
                 bell.ring(index, stage, decision)
+        if self.room is not None:
+            self.room.leave()
         return log
 
     def _next(self, arrived: dict[tuple[int, int], set[int]], log: PolicyLog) -> tuple[int, int]:
@@ -130,9 +155,9 @@ class PolicyWorker(Sampler):
             message = self.bell.wait(self.options.deadline_s)
             if message is None:
                 heard = set.intersection(*arrived.values()) if arrived else set()
-                missing = tuple(i for i in range(everyone) if i not in heard)
+                missing = tuple(i for i in self.environments if i not in heard)
                 where = ", ".join(f"stage {s}, decision {d}" for s, d in arrived) or "the first observations"
-                raise PipelineTimeout("the policy worker", missing, self.options.deadline_s, where)
+                raise PipelineTimeout(self.name, missing, self.options.deadline_s, where)
             worker, stage, decision = message
             arrived.setdefault((stage, decision), set()).add(worker)
 

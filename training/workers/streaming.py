@@ -27,10 +27,10 @@ class StreamingLearner(Learner):
     """
 
     def __init__(
-        self, rank: int, options: LearnerOptions, shape: RolloutShape, block: str, bells: str, per_update: int,
-        deadline_s: float,
+        self, rank: int, options: LearnerOptions, device: str, shape: RolloutShape, block: str, bells: str,
+        per_update: int, deadline_s: float,
     ):  # fmt: skip
-        super().__init__(rank, options, shape, block)
+        super().__init__(rank, options, device, shape, block)
         self.per_update, self.deadline_s = per_update, deadline_s
         self.bell = Bell(Path(bells) / f"learner{rank}")
         self.scale: deque[torch.Tensor] = deque(maxlen=MEMORY * per_update)  # count, sum and sum of squares
@@ -72,7 +72,7 @@ class StreamingLearner(Learner):
                 if not config.train_vision:
                     seen = self._look(self.flat, mine, seen)
                 self.first_pass = True
-                self._accumulate(self.flat, seen, mine, torch.ones(()), iteration, numbers)
+                self._accumulate(self.flat, seen, mine, -(-len(rows) // self.world), torch.ones(()), iteration, numbers)
                 self.first_pass = False
                 total += self.flat["weight"][rows].sum()
             if self._improves(iteration):
@@ -82,7 +82,7 @@ class StreamingLearner(Learner):
         rows = torch.cat([part for parts in zip(*shares, strict=True) for part in parts])
         generator = torch.Generator().manual_seed(self._seed(iteration))
         if self.critic is not None:
-            totals["value_loss"] = self._fit_critic(self.flat, rows, iteration, generator)
+            totals["value_loss"] = self.critic.fit(self.flat, rows, iteration, generator)
         if self._improves(iteration):
             passes = range(1, config.epochs)
             self._improve(self.flat, seen, [torch.cat(s) for s in shares], iteration, passes, generator, totals)
@@ -141,8 +141,8 @@ class StreamingLearner(Learner):
         """Clipped against the proximal policy, weighted by its probability over that of the policy that acted."""
         config, executed = self.config, batch["executed"]
         if self.first_pass:
-            flat["proximal"][mine] = log_probs.detach()
-        tokens = log_probs, flat["proximal"][mine], batch["log_probs"]
+            flat["proximal"][mine] = log_probs.detach().to(flat["proximal"].device)
+        tokens = log_probs, flat["proximal"][mine].to(log_probs.device), batch["log_probs"]
         new, proximal, acted = (ppo.group(x, executed, config.ratio) for x in tokens)
         importance, cut = ppo.importance_weights(proximal, acted, config.importance_cap)
         advantage, weight = self._per_unit(batch["advantage"], batch["weight"], new)

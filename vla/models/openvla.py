@@ -128,6 +128,11 @@ class OpenVLA(nn.Module):
             if isinstance(module, VisionTransformer):
                 module.checkpointing = True
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts that hold most of the weights: what is compiled, or split over devices, one by one."""
+        towers = [m for m in self.vision_backbone.modules() if isinstance(m, VisionTransformer)]
+        return [*self.trunk.layers, *(block for tower in towers for block in tower.blocks)]
+
     def see(self, images: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor) -> Seen:
         """Everything that depends on the images but the language model; arguments as in `forward`."""
         valid = tokens != self.layout.pad

@@ -64,15 +64,16 @@ def test_components_that_would_wait_for_each_other_are_refused(
     seats: Seats, stages: int, is_asynchronous: bool, offload: bool
 ) -> None:
     with pytest.raises(SeatError) as caught:
-        check(seats, stages, is_asynchronous, offload)
+        check(seats, stages, is_asynchronous, offload, 8)
     assert caught.value.code == "PLACEMENT_OVERLAP" and caught.value.remedy
 
 
 def test_what_overlaps_as_it_should_is_accepted() -> None:
-    check(Seats((0,), (1,), (0, 1)), 2, False, True)
-    check(Seats((0,), (0,), (0,)), 1, False, True)
-    check(Seats((0,), (1,), (2,)), 2, True, False)
-    check(Seats((), (), ()), 4, True, False)
+    check(Seats((0,), (1,), (0, 1)), 2, False, True, 2)
+    check(Seats((0,), (0,), (0,)), 1, False, True, 1)
+    check(Seats((0,), (1,), (2,)), 2, True, False, 3)
+    check(Seats((), (), ()), 4, True, False, 0)
+    check(Seats((), (0,), (0,)), 1, True, False, 1)  # there is no other GPU
 
 
 @pytest.mark.parametrize(
@@ -81,4 +82,4 @@ def test_what_overlaps_as_it_should_is_accepted() -> None:
 def test_every_placement_that_is_shipped_seats_eight_gpus(name: str, tmp_path: Path) -> None:
     placement = configuration.load(PlanConfig, "plan", [f"placement={name}"]).placement
     seats = seat(words(placement.environments, placement.policy, placement.learner), Cluster(1, 8))
-    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload)
+    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, 8)
