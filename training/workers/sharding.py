@@ -62,7 +62,7 @@ def restore(folder: Path, name: str, module: nn.Module, optimizer: torch.optim.O
             remedy="Remove the folder: the run goes on from the state before it.",
         )  # fmt: skip
     opened = [safe_open(str(file), "pt") for file in files]
-    known = set(opened[0].keys())
+    known = sorted(opened[0].keys())  # in the same order on every learner, since each has its part sent to it
 
     def read(key: str, like: torch.Tensor) -> torch.Tensor:
         """The tensor of a name, split like another one; parts are along the first dimension."""
