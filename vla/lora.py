@@ -1,4 +1,7 @@
-"""Low-rank adapters (Hu et al. 2022) through peft: attached for training, read from published ones, merged for use."""
+"""Low-rank adapters (Hu et al. 2022) through peft: attached for training, read from published ones, merged for use.
+
+peft takes seconds to import, so only who has adapters does.
+"""
 
 import re
 from collections.abc import Callable
@@ -7,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 
@@ -45,6 +46,8 @@ FULL = Lora()  # no adapters: all weights are trained
 
 def attach(model: nn.Module, lora: Lora) -> int:
     """Freeze the model but for its heads, and give its layers fresh adapters; how many."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     pattern, idle = re.compile(lora.target), tuple(getattr(model, "idle", ()))
     layers = [
         name
@@ -71,6 +74,9 @@ def read(model: nn.Module, folder: str | Path) -> None:
 
     Raises AdapterError if it is not one, or belongs to another model.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     root = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (root / name).is_file():
@@ -111,6 +117,8 @@ def read(model: nn.Module, folder: str | Path) -> None:
 
 def merge(model: nn.Module, probe: Callable[[], torch.Tensor] | None = None) -> float | None:
     """Add the adapters to the weights and remove them; how far the numbers of `probe` then deviate at most."""
+    from peft.tuners.lora import LoraLayer
+
     before = probe() if probe else None
     for path, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 
 def interval(successes: int, episodes: int) -> tuple[float, float]:
     """Wilson's 95% interval of a rate."""
+    from scipy.stats import binomtest  # takes a second, and workers ask for the commit alone
+
     bounds = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
     return float(bounds.low), float(bounds.high)
 

@@ -21,8 +21,10 @@ from training.pipeline.board import Board, Doing
 from training.pipeline.dispatcher import Dispatcher
 from training.pipeline.placement import EngineError, PlacementConfig, plan
 from training.pipeline.weights import WeightsBlock, WeightsLayout
+from training.workers.batching import BatchingPolicy
 from training.workers.lanes import WANT
 from training.workers.learner import Learner, LearnerOptions
+from training.workers.policy import PolicyOptions
 from training.workers.streaming import StreamingLearner
 from vla.lora import FULL
 from vla.policy import Policy
@@ -203,6 +205,26 @@ def test_no_order_of_events_exceeds_the_bound_or_stops_the_flow(yard: Yard) -> N
                 held[other] = fragment, updates
         arrived += yard.sent()
     assert updates > 200
+
+
+def test_a_policy_that_always_has_requests_empties_its_bell(checkpoint: Path, tmp_path: Path) -> None:
+    """Else the pipe is full after some thousand rings, and the next lane that rings fails."""
+    name, layout = f"simreal_busy_{time.time_ns()}", WeightsLayout.of(Policy.load(checkpoint, None).model, FULL)
+    shape = RolloutShape(**{**NUMBERS.__dict__, "fragments": 1})
+    block, board = RolloutBlock(shape, name, create=True), Board(1, shape.slots, f"{name}_board", create=True)
+    weights = WeightsBlock(layout, f"{name}_weights", create=True)
+    options = PolicyOptions(str(checkpoint), layout, weights.name, 1.0, 0, 1, 5.0, FULL)
+    try:
+        policy = BatchingPolicy(options, "cpu", shape, name, 1, str(tmp_path), None, 0.0, 5.0)
+        for request in range(1, 8000):
+            board["asked"][0] = request
+            policy.bell.ring(0, 0, 0)
+            assert policy._gather() == ([0], [request])
+            board["answered"][0] = request
+    finally:
+        for shared in (block, board, weights):
+            shared.close()
+            unlink(shared.name)
 
 
 # The learner

@@ -52,6 +52,7 @@ class BatchingPolicy(Sampler):
         board = self.board
         idle_until = time.monotonic() + self.idle_s
         while True:
+            self.bell.drain()  # what the rings say stands on the board; left in the pipe, they would fill it
             asked = board["asked"].copy()
             waiting = np.flatnonzero(asked > board["answered"])
             waiting = waiting[np.argsort(board["asked_s"][waiting], kind="stable")]
@@ -63,8 +64,6 @@ class BatchingPolicy(Sampler):
                 return chosen.tolist(), asked[chosen].tolist()
             if self.bell.wait(max(0.0, until - now)) is None and not len(waiting) and time.monotonic() >= idle_until:
                 raise PipelineTimeout("policy worker 0", (), self.idle_s, "a request of any lane")
-            while self.bell.wait(0) is not None:  # what they say stands on the board
-                pass
 
     def _decide(self, lanes: list[int]) -> None:
         slots = self.block.shape.slots

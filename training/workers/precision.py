@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
@@ -18,6 +17,8 @@ class Precision:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if self.kind is not None:
+            from peft.tuners.lora import LoraLayer  # takes seconds, see vla/lora.py
+
             for module in model.modules():
                 if isinstance(module, LoraLayer):
                     module.cast_input_dtype_enabled = False  # autocast takes the activations as they are

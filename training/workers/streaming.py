@@ -6,7 +6,6 @@ log-probabilities that the first one found.
 """
 
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ class StreamingLearner(Learner):
         super().__init__(rank, options, device, shape, block)
         self.per_update, self.deadline_s = per_update, deadline_s
         self.bell = Bell(Path(bells) / f"learner{rank}")
-        self.scale: deque[torch.Tensor] = deque(maxlen=MEMORY * per_update)  # count, sum and sum of squares
+        self.scale = torch.zeros(MEMORY * per_update, 3, dtype=torch.float64)  # count, sum and sum of squares, in turn
+        self.scaled = 0  # fragments so far
         whole = {k: torch.from_numpy(v) for k, v in self.block.arrays.items()}
+        self.told = {k: v for k, v in whole.items() if k != "images"}
         width = shape.chunk if self.critic else shape.values
         own = {"values": width, "advantage": width, "returns": width, "weight": shape.chunk, "executed": shape.chunk}
         rows = (shape.fragments, shape.decisions + 1, shape.slots)
@@ -58,17 +59,20 @@ class StreamingLearner(Learner):
             self.optimizer.zero_grad(set_to_none=False)
             numbers: dict[str, torch.Tensor] = {}
             total = torch.zeros(())
-            for number in range(minibatch * each, (minibatch + 1) * each):
+            number, last = minibatch * each, (minibatch + 1) * each
+            while number < last:
                 mark = time.perf_counter()
-                fragment = self._next(iteration, number)
+                fragments = self._arrived(iteration, number, last - number)
                 waited += time.perf_counter() - mark
-                rows = self._take(fragment)
+                number += len(fragments)
+                taken = self._take(fragments)
+                rows = torch.cat(taken)
                 ages.append(iteration - self.flat["versions"][rows].float())
                 for rank, share in enumerate(shares):
-                    share.append(rows[rank :: self.world])
+                    share += [part[rank :: self.world] for part in taken]
                 if not self._improves(iteration):
                     continue
-                mine = shares[self.rank][-1]
+                mine = torch.cat(shares[self.rank][-len(taken) :])
                 if not config.train_vision:
                     seen = self._look(self.flat, mine, seen)
                 self.first_pass = True
@@ -95,37 +99,53 @@ class StreamingLearner(Learner):
         }  # fmt: skip
         return self._finish(iteration, factor, totals, numbers_of_update, began)
 
-    def _next(self, iteration: int, number: int) -> int:
-        """The next fragment of this update."""
+    def _arrived(self, iteration: int, number: int, most: int) -> list[int]:
+        """The next fragment of this update, and up to `most` in all that are there already."""
         message = self.bell.wait(self.deadline_s)
         if message is None:
             what = f"fragment {number + 1} of {self.per_update} for update {iteration}"
             raise PipelineTimeout(f"learner {self.rank}", (), self.deadline_s, what)
-        fragment, update, _ = message
-        if update != iteration:
-            raise RuntimeError(f"learner {self.rank}: a fragment for update {update} in update {iteration}")
-        return fragment
+        fragments = []
+        while message is not None:
+            fragment, update, _ = message
+            if update != iteration:
+                raise RuntimeError(f"learner {self.rank}: a fragment for update {update} in update {iteration}")
+            fragments.append(fragment)
+            message = self.bell.wait(0) if len(fragments) < most else None
+        return fragments
 
-    def _take(self, fragment: int) -> torch.Tensor:
-        """Work out what a fragment says; its samples as rows of `flat`."""
-        found = self._targets({k: torch.from_numpy(v) for k, v in self.block.fragments[fragment].arrays.items()})
-        decisions, slots = found.valid.shape
-        advantage = self._normalized(found) if self.config.normalize_advantages else found.advantage
+    def _take(self, fragments: list[int]) -> list[torch.Tensor]:
+        """Work out what fragments say; the samples of each as rows of `flat`."""
+        found = self._targets({k: v[fragments].transpose(0, 1).flatten(1, 2) for k, v in self.told.items()})
+        decisions, slots = len(found.valid), self.block.shape.slots
+        advantage = self._normalized(found, slots) if self.config.normalize_advantages else found.advantage
         values = {"values": found.values[:-1], "advantage": advantage, "returns": found.returns,
                   "weight": found.weight, "executed": found.executed}  # fmt: skip
         for key, value in values.items():
-            self.found[key][fragment, :decisions] = value
-        return fragment * (decisions + 1) * slots + torch.nonzero(found.valid.flatten()).flatten()
+            self.found[key][fragments, :decisions] = value.unflatten(1, (-1, slots)).transpose(0, 1)
+        return [
+            fragment * (decisions + 1) * slots + torch.nonzero(valid.flatten()).flatten()
+            for fragment, valid in zip(fragments, found.valid.split(slots, 1), strict=True)
+        ]
 
-    def _normalized(self, found: Targets) -> torch.Tensor:
-        """Zero mean and unit variance over all advantages of the last updates: those still to come aren't known."""
-        chosen = found.advantage[found.mask].double()
-        self.scale.append(torch.stack([torch.tensor(float(chosen.numel())).double(), chosen.sum(), (chosen**2).sum()]))
-        count, total, squares = torch.stack([*self.scale]).sum(0)
-        mean = total / count.clamp(min=1)
-        deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
-        scaled = (found.advantage - mean.float()) / (deviation.float() + 1e-8)
-        return torch.where(found.mask, scaled, torch.zeros_like(scaled))
+    def _normalized(self, found: Targets, slots: int) -> torch.Tensor:
+        """Zero mean and unit variance over all advantages of the last updates: those still to come aren't known.
+
+        A fragment, `slots` columns, counts for itself and for those after it, so that it does not matter which of
+        them arrive together.
+        """
+        parts = []
+        for advantage, mask in zip(found.advantage.split(slots, 1), found.mask.split(slots, 1), strict=True):
+            chosen = advantage[mask].double()
+            entry = torch.stack([chosen.new_tensor(chosen.numel()), chosen.sum(), (chosen**2).sum()])
+            self.scale[self.scaled % len(self.scale)] = entry
+            self.scaled += 1
+            count, total, squares = self.scale.sum(0)
+            mean = total / count.clamp(min=1)
+            deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+            scaled = (advantage - mean.float()) / (deviation.float() + 1e-8)
+            parts.append(torch.where(mask, scaled, torch.zeros_like(scaled)))
+        return torch.cat(parts, 1)
 
     def _rescale(self, numbers: dict[str, torch.Tensor], total: torch.Tensor) -> None:
         """Turn sums over control steps into means, now that their weight is known."""
