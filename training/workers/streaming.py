@@ -62,7 +62,8 @@ class StreamingLearner(Learner):
             number, last = minibatch * each, (minibatch + 1) * each
             while number < last:
                 mark = time.perf_counter()
-                fragments = self._arrived(iteration, number, last - number)
+                most = 1 if self.is_sharded else last - number  # whose passes have to be everybody's
+                fragments = self._arrived(iteration, number, most)
                 waited += time.perf_counter() - mark
                 number += len(fragments)
                 taken = self._take(fragments)
