@@ -136,6 +136,7 @@ def measure(arguments: argparse.Namespace, device: torch.device, dtype: torch.dt
         for is_compiled in (False, True) if BLOCKS in arguments.speedups else (False,):
             model = build(arguments.size, kind, device, dtype)
             if is_compiled:
+                torch.compiler.reset()  # what one kind has compiled, and how often, is not for the next
                 for block in model.blocks():
                     block.compile()
             weights = sum(p.nbytes for p in model.parameters())

@@ -6,6 +6,7 @@ The hidden state at the last prompt token feeds the value head.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -273,10 +274,17 @@ class OpenVLA(nn.Module):
         mask: `[B, T]` of what is there, with what the cache holds, or bool `[B, 1, S, T]` of who attends to whom.
         where: positions `[B, S]`.
         """
-        return self.trunk(
-            inputs_embeds=x, attention_mask=mask, position_ids=where, cache=cache,
-            use_cache=cache is not None, is_causal=self.layout.autoregressive,
-        ).last_hidden_state  # fmt: skip
+        with self._stance(cache):
+            return self.trunk(
+                inputs_embeds=x, attention_mask=mask, position_ids=where, cache=cache,
+                use_cache=cache is not None, is_causal=self.layout.autoregressive,
+            ).last_hidden_state  # fmt: skip
+
+    def _stance(self, cache: Any) -> Any:
+        """Blocks compiled one by one are passed over where there is a cache: each would be compiled for itself."""
+        if cache is None or self.trunk.layers[0]._compiled_call_impl is None:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def embed(self, actions: torch.Tensor) -> torch.Tensor:
         """Embeddings of action tokens `[B, n]`."""
