@@ -5,6 +5,7 @@ alone; `observe` does the rest for whoever is about to decide.
 """
 
 import contextlib
+import gc
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -116,10 +117,15 @@ class _Slot:
         return contextlib.nullcontext() if self.visual else _unseen()
 
     def reset(self, seed: int) -> None:
-        with self._building():  # some tasks build their scene anew for every episode
-            self.seen, self.info = self.env.reset(seed=seed)
+        """Build the scene and begin the episode.
+
+        In a scene that has been used, PhysX takes contacts in another order, and reports those of the episode before.
+        """
+        env = self.env
+        with self._building():
+            self.seen, self.info = env.reset(seed=seed, options={"reconfigure": True})
         self.steps, self.success, self.failure = 0, False, False
-        self.base_pose = _plain(self.env.agent.robot.pose.raw_pose)
+        self.base_pose = _plain(env.agent.robot.pose.raw_pose)
 
     def control_step(self, action: np.ndarray) -> float:
         """Execute ManiSkill's action `[D]`; the reward."""
@@ -184,6 +190,7 @@ class ManiSkill:
             )  # fmt: skip
         self.max_steps: int = limit
         self.instruction = config.instruction or adapter.sentence(config.task)
+        gc.freeze()  # ManiSkill collects garbage with every scene; it need not look at all that is loaded by now
         self.slots = [_Slot(config) for _ in range(num_envs)]
         first = self.slots[0]
         first.reset(0)
