@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import track
 
 from training import envs
@@ -99,8 +100,9 @@ def measure(iterations: int = 40, control_mode: str = "pd_joint_delta_pos") -> d
     }
 
 
+@torch.inference_mode()
 def simulator_alone(control_mode: str, repeats: int = 10) -> float:
-    """Seconds of an episode of ManiSkill's own `reset` and 50 `step`, without actions of a policy; the median."""
+    """Seconds of an episode of ManiSkill's own `reset` and 50 `step`, without a policy; the median."""
     env: Any = envs.make("maniskill", 1, control_mode=control_mode)
     native, seconds = env.slots[0].env, []
     action = np.zeros(env.contract.action.dim, np.float32)
