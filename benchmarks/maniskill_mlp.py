@@ -6,6 +6,8 @@ which, patched to run without a GPU, needed 2.38 s for it on such a machine. Eve
 - `seconds_per_iteration`: rollout and update, with the calls of the actors.
 - `with_state_s`: the same, and state and metrics written to the disk, which `vla train` does after each iteration.
 - `parts_s`: where the time of an iteration goes; `other` are calls and waking up.
+- `processor_s`: processor time of all processes in an iteration, which take turns: what it would take on a machine that
+  does nothing else, but for waking up.
 - `simulator_alone_s`: 50 calls of ManiSkill's own `step` in a process that does nothing else.
 
 An iteration has 51 decisions, since an episode that its time limit cut takes one of them for the value of its final
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.progress import track
 
@@ -66,17 +69,19 @@ def measure(iterations: int = 40, control_mode: str = "pd_joint_delta_pos") -> d
             config.checkpoint, config.out, "maniskill", settings, "in_distribution", config.slots, config.decisions,
             PPO, PLACEMENT, 0, config.iterations,
         )  # fmt: skip
+        everyone = [psutil.Process(), *(psutil.Process(pid) for pid in engine.processes.values())]
         rows = []
         for iteration in track(range(config.iterations), control_mode):
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), processor_s(everyone)
             rollout, update = engine.iterate(iteration)
-            iterated = time.perf_counter()
+            iterated, worked = time.perf_counter(), processor_s(everyone) - worked
             row = summarize(rollout, update.metrics)
             state = run.begin_state()
             engine.save(state)
             run.log(iteration, row)
             run.commit_state(state, iteration, {"iteration": iteration})
-            rows.append({**row, "iterate_s": iterated - began, "saved_s": time.perf_counter() - began})
+            saved_s = time.perf_counter() - began
+            rows.append({**row, "iterate_s": iterated - began, "processor_s": worked, "saved_s": saved_s})
         engine.close()
         run.close()
     rows = rows[WARM_UP:]
@@ -96,8 +101,15 @@ def measure(iterations: int = 40, control_mode: str = "pd_joint_delta_pos") -> d
         "with_state_s": statistics.median(saved),
         "over_rlinf_with_state": RLINF_S / statistics.median(saved),
         "parts_s": {**parts, "other": median - sum(parts.values())},
+        "processor_s": statistics.median(row["processor_s"] for row in rows),
         "iterations": len(rows),
     }
+
+
+def processor_s(processes: Sequence[psutil.Process]) -> float:
+    """Processor time that they have had so far."""
+    times = [process.cpu_times() for process in processes]
+    return sum(t.user + t.system for t in times)
 
 
 @torch.inference_mode()
@@ -136,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for mode, row in found.items():
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in row["parts_s"].items())
         print(
-            f"{mode}: {row['seconds_per_iteration']:.3f} s an iteration ({parts}), "
+            f"{mode}: {row['seconds_per_iteration']:.3f} s an iteration ({parts}; processor {row['processor_s']:.3f}), "
             f"{row['env_steps_per_s']:.0f} steps/s, {row['over_rlinf']:.1f} x RLinf; "
             f"{row['with_state_s']:.3f} s with its state written, "
             f"{row['over_rlinf_with_state']:.1f} x"
