@@ -15,12 +15,16 @@ from training.pipeline.actors import ray_session
 from training.pipeline.placement import PlacementConfig
 from training.pipeline.seats import COMPONENTS, CPU, Cluster, Seats, check, seat
 from training.pipeline.weigh import GIB, Load, Sizes, weigh
+from training.start import untrained
 from training.train import EnvConfig
 from vla.checkpoint import read_codec, read_model_config
 from vla.cli import Command
+from vla.codec import Codec
 from vla.errors import SimrealError
 from vla.lora import Lora
+from vla.models import ModelConfig
 from vla.models.published import PublishedConfig
+from vla.policy import model_settings
 from vla.results import write_json
 
 CONTEXT_GIB = 0.6  # of the CUDA context, cuBLAS and the allocator's slack, for each process on a device
@@ -36,7 +40,8 @@ class PlanConfig:
     """Options of `vla plan`; those of `vla train`, and what they would run on.
 
     cluster: the machines.
-    checkpoint: bundle that would be trained; null weighs OpenVLA-OFT with 7 billion parameters.
+    checkpoint: bundle that would be trained; null weighs `model`.
+    model: what would get random weights; null weighs OpenVLA-OFT with 7 billion parameters.
     seed: has no influence.
     iterations: has no influence.
     slots: environments in all.
@@ -55,6 +60,7 @@ class PlanConfig:
 
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: Path | None = None
+    model: ModelConfig | None = None
     seed: int = 0
     iterations: int = 100
     slots: int = 128
@@ -90,7 +96,7 @@ def plan(config: PlanConfig) -> int:
     words = {name: getattr(placement, name) for name in COMPONENTS}
     seats = seat(words, cluster)
     check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, cluster.devices)
-    model, sizes = _model(config.checkpoint)
+    model, sizes = _model(config)
     load = weigh(model, sizes, config.lora)
     devices = weigh_devices(config, cluster, seats, load)
     console.print(_about(config, load), highlight=False)
@@ -195,23 +201,30 @@ def picture(devices: list[Device], cluster: Cluster) -> Table:
     return table
 
 
-def _model(checkpoint: Path | None) -> tuple[dict[str, Any], Sizes]:
+def _model(config: PlanConfig) -> tuple[dict[str, Any], Sizes]:
     """Configuration and inputs of the model that would be trained."""
-    if checkpoint is None:
-        config = {"class": "openvla", "vocabulary": OFT.language.vocab_size, **asdict(OFT)}
-        side = OFT.dino.image_size
-        return config, Sizes((OFT.cameras, side, side, 3), OFT.state_dim, OFT_PROMPT, (OFT.chunk, OFT.action_dim))
-    codec = read_codec(checkpoint, None)
-    sizes = Sizes(codec.image_shape, codec.contract.state_size, codec.tokenizer.length, codec.action_shape)
-    return read_model_config(checkpoint), sizes
+    if config.checkpoint is not None:
+        return read_model_config(config.checkpoint), _sizes(read_codec(config.checkpoint, None))
+    if config.model is not None:
+        env = config.env
+        policy = untrained(config.model, env.name, env.settings, env.variant, config.seed)
+        return model_settings(policy.model), _sizes(policy.codec)
+    settings = {"class": "openvla", "vocabulary": OFT.language.vocab_size, **asdict(OFT)}
+    side = OFT.dino.image_size
+    return settings, Sizes((OFT.cameras, side, side, 3), OFT.state_dim, OFT_PROMPT, (OFT.chunk, OFT.action_dim))
+
+
+def _sizes(codec: Codec) -> Sizes:
+    return Sizes(codec.image_shape, codec.contract.state_size, codec.tokenizer.length, codec.action_shape)
 
 
 def _about(config: PlanConfig, load: Load) -> str:
     trained = f"{load.trained / 1e6:.1f} million" if load.trained < 1e9 else f"{load.trained / 1e9:.2f} billion"
     kept, again = load.kept / GIB, load.kept_checkpointed
+    what = config.checkpoint or ("OpenVLA-OFT, 7B" if config.model is None else str(config.model.data()["class"]))
     less = "" if again is None else f" ({again / GIB:.2f} with algorithm.gradient_checkpointing=true)"
     return (
-        f"{config.checkpoint or 'OpenVLA-OFT, 7B'}: {load.parameters / 1e9:.2f} billion parameters "
+        f"{what}: {load.parameters / 1e9:.2f} billion parameters "
         f"({load.weights / GIB:.1f} GiB), {trained} trained; a sample keeps {kept:.2f} GiB{less}"
     )
 

@@ -1,5 +1,7 @@
 """Reinforcement learning: `vla train`."""
 
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +17,17 @@ from training.pipeline.engine import Engine, Rollout
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
 from training.run import RunFolder
+from training.start import untrained
+from vla import options
 from vla.cli import Command
+from vla.errors import SimrealError
 from vla.lora import Lora
-from vla.results import write_json
+from vla.models import ModelConfig
+from vla.policy import Provenance
+from vla.results import commit, write_json
 
 SCHEDULES: dict[str, type[Engine]] = {"synchronous": Synchronous, "asynchronous": Asynchronous}
+START = "start"  # folder of the bundle with random weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class TrainConfig:
     """Options of `vla train`.
 
     out: run folder; the final bundle stands in out/checkpoint.
-    checkpoint: bundle to start from, of `vla sft` or `vla import`.
+    checkpoint: bundle to start from, of `vla sft` or `vla import`; null for random weights.
+    model: what gets random weights where there is no checkpoint; its class and sizes, see configs/model.
     seed: of the whole run.
     iterations: rollout and update, so many times.
     slots: environments in all.
@@ -53,7 +62,8 @@ class TrainConfig:
     """
 
     out: Path
-    checkpoint: Path = field(metadata={"also": ("model", "policy", "bundle")})
+    checkpoint: Path | None = field(default=None, metadata={"also": ("policy", "bundle")})
+    model: ModelConfig | None = None
     seed: int = 0
     iterations: int = 100
     slots: int = 32
@@ -71,14 +81,19 @@ def train(config: TrainConfig) -> None:
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
-    plan(
-        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
-        config.algorithm, config.placement, config.lora,
-    )  # fmt: skip
-    run.create()
+    with tempfile.TemporaryDirectory() as aside:  # nothing is written to `out` before everything has been checked
+        checkpoint = _start(config, Path(aside))
+        plan(
+            checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
+            config.algorithm, config.placement, config.lora,
+        )  # fmt: skip
+        run.create()
+        if checkpoint.is_relative_to(aside):
+            part = shutil.copytree(checkpoint, config.out / f".{START}.part", dirs_exist_ok=True)
+            checkpoint = part.rename(config.out / START)
     with ray_session():
         engine = SCHEDULES[config.placement.schedule](
-            config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
+            checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
             config.slots, config.decisions, config.algorithm, config.placement, config.seed,
             config.iterations, config.lora,
         )  # fmt: skip
@@ -109,6 +124,25 @@ def train(config: TrainConfig) -> None:
         engine.close()
     run.close()
     console.print(f"written to {config.out}/checkpoint")
+
+
+def _start(config: TrainConfig, aside: Path) -> Path:
+    """The bundle that the run begins with; if there is none yet, one with random weights is written to `aside`."""
+    if (config.checkpoint is None) == (config.model is None):
+        raise SimrealError(
+            f"a run starts from a bundle (checkpoint=) or from random weights (model=), and "
+            f"{'neither is' if config.model is None else 'both are'} given",
+            code="START", remedy="Give one of them; a bundle brings its model along.",
+        )  # fmt: skip
+    if config.checkpoint is not None:
+        return config.checkpoint
+    kept = config.out / START
+    if not kept.exists():
+        env = config.env
+        policy = untrained(config.model, env.name, env.settings, env.variant, config.seed)
+        policy.save(aside / START, Provenance(commit(), options.write(config), config.seed))
+        return aside / START
+    return kept
 
 
 def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:

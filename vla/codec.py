@@ -210,6 +210,7 @@ class Codec:
 def _inconsistent(codec: Codec) -> list[Fault]:
     """Differences between the contract, the statistics and the transforms."""
     contract, statistics = codec.contract, codec.statistics
+    sizes = {(c.height, c.width) for c in contract.cameras}
     facts: list[tuple[str, str, Any, Any]] = [
         ("STATISTICS_HASH", "contract.statistics_hash", statistics.hash, contract.statistics_hash),
         ("STATISTICS_SIZE", "statistics.action", contract.action.dim, statistics.action.size),
@@ -220,7 +221,7 @@ def _inconsistent(codec: Codec) -> list[Fault]:
             contract.instruction.template,
             codec.inputs.instruction.template,
         ),
-        ("IMAGE_SIZES", "contract.cameras", 1, len({(c.height, c.width) for c in contract.cameras})),
+        ("IMAGE_SIZES", "contract.cameras", min(1, len(contract.cameras)), len(sizes)),
         ("IMAGE_CHAIN", "inputs.images", True, _image_chain_fits(codec)),
     ]
     chains: tuple[tuple[str, tuple[ArrayTransform, ...], ArrayStatistics], ...] = (
@@ -253,10 +254,8 @@ def _image_chain_fits(codec: Codec) -> bool:
 
 def _out_of_bounds(contract: PolicyContract, table: np.ndarray) -> list[Fault]:
     """Delta actions in the table `[n_bins, D]` that the contract's bounds forbid."""
-    if contract.action.control_mode != "delta_ee":
-        return []
     found = []
-    for key, part in (("max_translation", slice(0, 3)), ("max_rotation", slice(3, contract.action.dim - 1))):
+    for key, part in contract.action.bounded:
         bound, largest = getattr(contract.action, key), float(np.abs(table[:, part]).max(initial=0.0))
         if largest > bound * (1 + 1e-6):
             remedy = "Compute the statistics from actions within the bounds, or raise the bound of the contract."

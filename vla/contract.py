@@ -68,11 +68,11 @@ class ActionSemantics:
     """What the `dim` numbers of an action mean; the last one is the gripper.
 
     frame: the frame of translation and rotation, "base" or "tool".
-    max_translation, max_rotation: bound of each component per control step, in the units given.
+    max_translation, max_rotation: bound of each component per control step, in the units given (joints: max_rotation).
     rate_hz: control steps per second. chunk: actions per decision.
     """
 
-    control_mode: Literal["delta_ee", "absolute_ee", "joint"]
+    control_mode: Literal["delta_ee", "absolute_ee", "joint", "delta_joint"]
     rotation: Literal["rotvec", "euler_xyz", "quat_xyzw", "none"]
     frame: str
     max_translation: float
@@ -83,6 +83,14 @@ class ActionSemantics:
     rotation_unit: str = "rad"
     dim: int = 7
     gripper: str = GRIPPER_POLARITY
+
+    @property
+    def bounded(self) -> tuple[tuple[str, slice], ...]:
+        """Columns of an action that a bound limits, with the name of that bound; none of an absolute action."""
+        arm = self.dim - 1
+        if self.control_mode == "delta_ee":
+            return ("max_translation", slice(0, 3)), ("max_rotation", slice(3, arm))
+        return (("max_rotation", slice(0, arm)),) if self.control_mode == "delta_joint" else ()
 
 
 @dataclass(frozen=True)

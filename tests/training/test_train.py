@@ -23,6 +23,7 @@ from vla import configuration
 from vla.checkpoint import load
 from vla.contract import ContractError
 from vla.errors import ConfigError, SimrealError
+from vla.models.mlp import MLPConfig
 from vla.results import commit
 
 TINY = (
@@ -256,11 +257,33 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     RunFolder(out, moved, ignore=("out", "placement"))
 
 
-@pytest.mark.parametrize("model", ["nano", "runs/oft/bundle", "model.hidden=64"])
-def test_who_names_a_model_is_told_that_the_option_is_checkpoint(model: str) -> None:
-    words = ["experiment=tabletop_ppo", "out=x", model if "=" in model else f"model={model}"]
-    with pytest.raises(ConfigError, match=r"unknown key 'model[.a-z]*': the option is 'checkpoint' \(bundle to start"):
-        configuration.load(TrainConfig, "train", words)
+@pytest.mark.parametrize("word", ["policy=runs/oft/bundle", "bundle=runs/oft/bundle", "policy.folder=x"])
+def test_who_names_a_bundle_otherwise_is_told_that_the_option_is_checkpoint(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key '[a-z.]*': the option is 'checkpoint' \(bundle to start"):
+        configuration.load(TrainConfig, "train", ["experiment=tabletop_ppo", "out=x", word])
+
+
+def test_a_run_starts_from_a_bundle_or_from_random_weights(checkpoint: Path, tmp_path: Path) -> None:
+    both = {"checkpoint": checkpoint, "model": MLPConfig()}
+    for given, found in (({}, "neither is given"), (both, "both are given")):
+        with pytest.raises(SimrealError, match=found) as caught:
+            train(TrainConfig(tmp_path / "run", **given))
+        assert caught.value.code == "START"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_mlp_learns_from_random_weights(start: Start) -> None:
+    run = start(
+        "checkpoint=null", "model=mlp", "model.hidden=64", "model.layers=2", "algorithm=ppo", "slots=16",
+        "decisions=16", "iterations=12", "algorithm.learning_rate=3e-3", "algorithm.epochs=3",
+        "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
+    )  # fmt: skip
+    assert run.finish() == 0, run.text
+    success = [row["rollout/success"] for row in run.rows]
+    assert max(success[:2]) < 0.75
+    assert min(success[-2:]) > 0.85
+    first, last = (load(run.out / name, None) for name in ("start", "checkpoint"))
+    assert first.contract == last.contract and first.provenance.config["model"]["hidden"] == 64
 
 
 def test_a_finished_run_is_left_alone(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from training.envs.base import VectorEnv
 from vla.errors import SimrealError
 
-REGISTRY = {"tabletop": "training.envs.tabletop:make"}
+REGISTRY = {"maniskill": "training.envs.maniskill:make", "tabletop": "training.envs.tabletop:make"}
 
 
 def make(name: str, num_envs: int, **options: Any) -> VectorEnv:

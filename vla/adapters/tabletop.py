@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.adapters.native import TOOL_DOWN, AdapterError, rotation, row, vector
 from vla.contract import (
     BARE_INSTRUCTION,
     CONTRACT_VERSION,
@@ -20,7 +21,7 @@ from vla.contract import (
     PolicyContract,
     StateField,
 )
-from vla.errors import CodedError, Fault
+from vla.errors import Fault
 from vla.types import Observation
 
 EMBODIMENT = "franka"
@@ -35,11 +36,6 @@ STATE = (
 )
 NATIVE_STATE = ("eef_pos", "eef_quat_wxyz", "commanded_pos", "gripper_width", "time")
 GRIPPER_THRESHOLD = 0.5
-TOOL_DOWN = np.array([1.0, 1.0, 0.0, 0.0])  # xyzw, not normalised: the hand's pose that all tasks begin near
-
-
-class AdapterError(CodedError):
-    """The native observation or the action is not what this embodiment gives or takes."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,9 @@ def observation(native: Mapping[str, Any], instruction: str) -> Observation:
             Fault("NATIVE_KEY", ", ".join(missing), "the key in the native observation", "nothing", remedy)
         )
     state = {
-        "eef_position": _vector(native, "eef_pos", 3),
-        "eef_rotation": _rotation(_vector(native, "eef_quat_wxyz", 4)),
-        "commanded_position": _vector(native, "commanded_pos", 3),
+        "eef_position": vector(native, "eef_pos", 3),
+        "eef_rotation": rotation(vector(native, "eef_quat_wxyz", 4), "eef_quat_wxyz", TOOL_DOWN),
+        "commanded_position": vector(native, "commanded_pos", 3),
         "gripper_width": np.array([native["gripper_width"]], np.float64),
     }
     time = float(native["time"])
@@ -117,30 +113,5 @@ def observation(native: Mapping[str, Any], instruction: str) -> Observation:
 
 def command(action: np.ndarray) -> TabletopCommand:
     """One row `[7]` of an action chunk as a command: delta translation, delta rotation vector, gripper."""
-    if action.shape != (7,) or not np.isfinite(action).all():
-        remedy = "Pass one finite row of ActionChunk.actions at a time."
-        raise AdapterError(Fault("ACTION_ROW", "action", "7 finite numbers", repr(action), remedy))
-    row = action.astype(np.float64)
-    return TabletopCommand(row[:3], row[3:6], bool(row[6] > GRIPPER_THRESHOLD))
-
-
-def _vector(native: Mapping[str, Any], key: str, size: int) -> np.ndarray:
-    vector = np.array(native[key], np.float64)
-    if vector.shape != (size,):
-        remedy = "Pass the vector of one environment."
-        raise AdapterError(Fault("NATIVE_SHAPE", key, f"[{size}]", str(vector.shape), remedy))
-    return vector
-
-
-def _rotation(wxyz: np.ndarray) -> np.ndarray:
-    """xyzw, of the two signs the one on the side of a tool that points down: so it never flips near that pose.
-
-    There w is almost 0, so the usual choice, w >= 0, would flip all signs with the last digits of a measurement.
-    """
-    norm = float(np.linalg.norm(wxyz))
-    if not abs(norm - 1.0) < 1e-3:
-        remedy = "Pass a unit quaternion in the order w, x, y, z."
-        raise AdapterError(Fault("NATIVE_QUATERNION", "eef_quat_wxyz", "norm 1", f"norm {norm:g}", remedy))
-    xyzw = np.roll(wxyz, -1)
-    side = float(xyzw @ TOOL_DOWN) or float(xyzw[np.flatnonzero(xyzw)[0]])
-    return (-xyzw if side < 0 else xyzw) + 0.0  # the sum turns -0.0 into 0.0, for parity bit for bit
+    numbers = row(action, 7)
+    return TabletopCommand(numbers[:3], numbers[3:6], bool(numbers[6] > GRIPPER_THRESHOLD))

@@ -9,6 +9,7 @@ from torch import nn
 
 # Short names of configurations, as bundles store them; any other is stored as package.module.Class.
 REGISTRY = {
+    "mlp": "vla.models.mlp.MLPConfig",
     "nano": "vla.models.nano.NanoConfig",
     "openvla": "vla.models.published.PublishedConfig",
     "pi0": "vla.models.pi0.Pi0Config",

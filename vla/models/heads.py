@@ -16,6 +16,12 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, bias: bool = True) -
     return nn.Sequential(*layers, nn.Linear(inputs, outputs, bias=bias))
 
 
+def waves(x: torch.Tensor, frequencies: int) -> torch.Tensor:
+    """`[B, S]` -> `[B, S (1 + 2 F)]`: x, then sine and cosine of x, 2 x, 4 x, ..."""
+    turns = [wave(2**k * x) for k in range(frequencies) for wave in (torch.sin, torch.cos)]
+    return torch.cat([x, *turns], -1)
+
+
 def value_head(width: int, values: int, bias: bool) -> nn.Sequential:
     """On the hidden state of the last prompt token, as in RL4VLA (Liu et al. 2025) and RLinf. values: how many."""
     return mlp(width, (512, 128), values, bias)

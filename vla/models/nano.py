@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from vla.models.base import ModelConfig
-from vla.models.heads import BinHead, mlp, value_head
+from vla.models.heads import BinHead, mlp, value_head, waves
 from vla.models.openvla import BOS, Layout, Locator, OpenVLA
 from vla.models.vision import ConvTower, ConvTowerConfig
 
@@ -103,12 +103,6 @@ def assemble(c: NanoConfig) -> OpenVLA:
         proprio=proprio, locator=locator, head=head, value_head=values, placeholders=placeholders,
         detach_value=c.detach_value,
     )  # fmt: skip
-
-
-def waves(x: torch.Tensor, frequencies: int) -> torch.Tensor:
-    """`[B, S]` -> `[B, S (1 + 2 F)]`: x, then sine and cosine of x, 2 x, 4 x, ..."""
-    turns = [wave(2**k * x) for k in range(frequencies) for wave in (torch.sin, torch.cos)]
-    return torch.cat([x, *turns], -1)
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, tokens: torch.Tensor, sigma: float) -> torch.Tensor:
