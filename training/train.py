@@ -1,6 +1,7 @@
 """Reinforcement learning: `vla train`."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.console import Console
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import ray_session
 from training.pipeline.asynchronous import Asynchronous
+from training.pipeline.cluster import LOCAL
+from training.pipeline.crew import Crew, Node, here, picture
 from training.pipeline.engine import Engine, Rollout
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
@@ -50,6 +53,7 @@ class TrainConfig:
     algorithm: how to learn.
     placement: who runs where.
     lora: adapters in place of all weights, for large models; they are merged into the final bundle.
+    cluster: local, a Ray of its own on this machine; auto, the cluster that this machine is in; HOST:PORT of its head.
     """
 
     out: Path
@@ -62,26 +66,23 @@ class TrainConfig:
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     lora: Lora = field(default_factory=Lora)
+    cluster: str = LOCAL
 
 
 def train(config: TrainConfig) -> None:
     """Improve a policy; go on where a killed run of the same configuration stopped."""
     console = Console(soft_wrap=True)  # a line stays one line in a log
-    run = RunFolder(config.out, config, ignore=("out", "placement"))
+    run = RunFolder(config.out, config, ignore=("out", "placement", "cluster"))
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
-    plan(
-        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
-        config.algorithm, config.placement, config.lora,
-    )  # fmt: skip
-    run.create()
-    with ray_session():
-        engine = SCHEDULES[config.placement.schedule](
-            config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
-            config.slots, config.decisions, config.algorithm, config.placement, config.seed,
-            config.iterations, config.lora,
-        )  # fmt: skip
+    if config.cluster == LOCAL:  # this machine is known before Ray has started
+        _check(config, here())
+    with ray_session(config.cluster) as nodes:
+        if config.cluster != LOCAL:
+            console.print(picture(_check(config, nodes), nodes))
+        run.create()
+        engine = _engine(config, nodes)
         first, env_steps, elapsed = _resume(run, engine)
         if first:
             console.print(f"resuming {config.out} at iteration {first}")
@@ -109,6 +110,22 @@ def train(config: TrainConfig) -> None:
         engine.close()
     run.close()
     console.print(f"written to {config.out}/checkpoint")
+
+
+def _check(config: TrainConfig, nodes: Sequence[Node]) -> Crew:
+    """Refuse what does not fit; who sits where."""
+    return plan(
+        config.checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
+        config.algorithm, config.placement, config.lora, nodes,
+    ).crew  # fmt: skip
+
+
+def _engine(config: TrainConfig, nodes: Sequence[Node]) -> Engine:
+    return SCHEDULES[config.placement.schedule](
+        config.checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
+        config.slots, config.decisions, config.algorithm, config.placement, config.seed,
+        config.iterations, config.lora, nodes,
+    )  # fmt: skip
 
 
 def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:

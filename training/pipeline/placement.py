@@ -188,12 +188,16 @@ def _check_stages(
             f"{slots} environments can't be split over {workers} workers x {stages} stages", code="PLACEMENT",
             remedy="Raise slots, or lower environment_workers or stages.",
         )  # fmt: skip
+    check_samples(slots, decisions, algorithm.minibatches, learners)
+
+
+def check_samples(slots: int, decisions: int, minibatches: int, learners: int) -> None:
+    """Refuse a synchronous rollout that is too small for its learners."""
     # In the worst case every other row holds nothing but the final observation of an episode.
-    needed, least = algorithm.minibatches * learners, slots * decisions // 2
-    if least < needed:
+    if (least := slots * decisions // 2) < minibatches * learners:
         raise EngineError(
             f"{slots} slots x {decisions} decisions give {least} samples at worst, too few for "
-            f"{algorithm.minibatches} minibatches on {learners} learners",
+            f"{minibatches} minibatches on {learners} learners",
             code="PLACEMENT", remedy="Raise slots or decisions, or lower minibatches or learners.",
         )  # fmt: skip
 
