@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import psutil
 
 # How soon Ray takes a node that is silent for dead: these tests don't wait for half a minute.
-HEALTH = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_timeout_ms": 3000,
+HEALTH = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_timeout_ms": 5000,
           "health_check_failure_threshold": 3}  # fmt: skip
 START_S = 60
 BRIDGE = ("10.213.7.1", "10.213.7.2")  # of this machine and of the other namespace
@@ -29,7 +30,7 @@ class RayNode:
         # Sockets need short paths, shorter than pytest's.
         self.folder = Path(tempfile.mkdtemp(prefix="ray_"))
         self.log = self.folder / "start.log"
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--include-dashboard=false",
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block",
                    "--num-cpus=2", f"--temp-dir={self.folder}", f"--object-store-memory={100 * 2**20}",
                    "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]  # fmt: skip
         with self.log.open("w") as log:
@@ -59,6 +60,30 @@ class RayNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def own_token() -> Iterator[None]:
+    """Nodes and drivers from here on have a token of their own: nobody else gives this cluster work."""
+    names = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    _read_token()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _read_token()
+
+
+def _read_token() -> None:
+    """Ray reads the variables once in a process, if it has tokens at all."""
+    with contextlib.suppress(ImportError):
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -69,12 +94,16 @@ def free_port() -> int:
 def head(address: str = "127.0.0.1") -> Iterator[str]:
     """The head of a cluster; its HOST:PORT."""
     port = free_port()
-    node = RayNode("--head", f"--node-ip-address={address}", f"--port={port}", f"--system-config={json.dumps(HEALTH)}")
-    try:
-        node.wait_for("Ray runtime started")
-        yield f"{address}:{port}"
-    finally:
-        node.close()
+    with own_token():
+        node = RayNode(
+            "--head", "--include-dashboard=false", f"--node-ip-address={address}", f"--port={port}",
+            f"--system-config={json.dumps(HEALTH)}",
+        )  # fmt: skip
+        try:
+            node.wait_for("Ray runtime started")
+            yield f"{address}:{port}"
+        finally:
+            node.close()
 
 
 @contextlib.contextmanager
