@@ -28,7 +28,7 @@ def probe(environment: str, settings: dict[str, Any], node: Node) -> Facts:
         return _ask(environment, settings)
     where = NodeAffinitySchedulingStrategy(node.id, soft=False)
     try:
-        there = ray.remote(_ask).options(num_cpus=0, max_calls=1, scheduling_strategy=where)
+        there = ray.remote(num_cpus=0, max_calls=1, scheduling_strategy=where)(_ask)
         found: Facts = ray.get(there.remote(environment, settings))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, SimrealError) else error from error
