@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from training.pipeline import placement as placements
 from training.pipeline.actors import ray_session
 from training.pipeline.cluster import ClusterError, connect
 from training.pipeline.crew import Crew, Node, Place
+from training.pipeline.engine import name_of
 from training.pipeline.placement import EngineError, PlacementConfig
 from training.pipeline.synchronous import Synchronous
 from vla.lora import FULL, Lora
@@ -57,6 +60,16 @@ def session(cluster: str) -> Iterator[list[Node]]:
     with ray_nodes.another(cluster), ray_session(cluster) as nodes:
         assert len(nodes) == 2 and [node.is_here for node in nodes] == [True, False]
         yield nodes
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A run folder. Nodes that are killed leave their shared memory behind: here their machine goes on."""
+    folder = tmp_path / "run"
+    yield folder
+    for place in ("/dev/shm", tempfile.gettempdir()):
+        for left in Path(place).glob(f"{name_of(folder)}*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def engine(
@@ -152,13 +165,13 @@ def test_learners_on_two_hosts_learn_what_those_of_one_learn(
 
 
 def test_a_lost_node_shrinks_the_run(
-    cluster: str, session: list[Node], checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cluster: str, session: list[Node], checkpoint: Path, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     known = {node.id for node in session}
     with ray_nodes.another(cluster) as third:
         nodes = [session[0], *(node for node in current() if node.id not in known)]
         assert len(nodes) == 2
-        made = engine(checkpoint, tmp_path / "run", nodes, pause_s=0.1)
+        made = engine(checkpoint, run, nodes, pause_s=0.1)
         try:
             made.rollout(0)
             made.update(0)
@@ -187,12 +200,12 @@ def test_a_lost_node_shrinks_the_run(
 
 
 def test_the_loss_of_the_learners_is_an_error_that_can_be_resumed(
-    cluster: str, session: list[Node], checkpoint: Path, tmp_path: Path
+    cluster: str, session: list[Node], checkpoint: Path, run: Path
 ) -> None:
     known = {node.id for node in session}
     with ray_nodes.another(cluster) as third:
         nodes = [*(node for node in current() if node.id not in known), session[0]]
-        made = engine(checkpoint, tmp_path / "run", nodes)
+        made = engine(checkpoint, run, nodes)
         try:
             made.rollout(0)
             third.kill()
@@ -238,32 +251,30 @@ def train(out: Path, checkpoint: Path, cluster: str, *options: str) -> "subproce
         )
 
 
-def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, run: Path) -> None:
     if why := ray_nodes.why_no_namespace():
         pytest.skip(why)
-    out = tmp_path / "run"
     here, there = ray_nodes.BRIDGE
     with (
         ray_nodes.namespace() as inside, ray_nodes.head(here) as cluster, ray_nodes.another(cluster, there, inside),
     ):  # fmt: skip
-        run = train(out, checkpoint, cluster, "iterations=12", "env.settings.pause_s=0.05")
+        process = train(run, checkpoint, cluster, "iterations=12", "env.settings.pause_s=0.05")
         try:
-            unplugged = 0.0
-            while run.poll() is None:
-                done = rows(out)
-                if len(done) >= 3 and not unplugged:
-                    unplugged = time.monotonic()
-                    ray_nodes.unplug()
+            while process.poll() is None and len(rows(run)) < 3:
                 time.sleep(0.05)
+            ray_nodes.unplug()
+            process.wait(200)
         finally:
-            run.kill()
-        text = out.with_suffix(".log").read_text()
-        assert run.returncode == 0, text
-    slots = [row["rollout/slots"] for row in rows(out)]
+            process.kill()
+            process.wait()
+        text = run.with_suffix(".log").read_text()
+        assert process.returncode == 0, text
+    slots, seconds = ([row[name] for row in rows(run)] for name in ("rollout/slots", "time/elapsed_s"))
+    print(f"the iteration in which the node vanished took {np.diff(seconds).max():.1f} s")
     assert f"node {there} is lost with environment worker 1, policy worker 1" in text
     assert len(slots) == 12 and slots == sorted(slots, reverse=True)
     assert slots[0] == 8 and slots[-1] == 4
-    assert (out / "checkpoint" / "contract.json").exists()
+    assert (run / "checkpoint" / "contract.json").exists()
 
 
 def rows(out: Path) -> list[dict[str, float]]:

@@ -36,6 +36,12 @@ class Rollout:
     measures: dict[str, float] = field(default_factory=dict)
 
 
+def name_of(run: Path) -> str:
+    """How the shared memory of a run begins: whoever starts it again removes what a killed one has left."""
+    place = f"{socket.gethostname()} {run.resolve()}"
+    return "simreal_" + hashlib.sha1(place.encode()).hexdigest()[:16]
+
+
 class Engine(ABC):
     """Owns the actors and the hosts' memory of one run. nodes: of the cluster; none for this machine alone."""
 
@@ -48,8 +54,7 @@ class Engine(ABC):
         self.slots, self.placement = slots, placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement, lora, nodes)
         self.codec, self.shape, self.crew = checked.codec, checked.shape, checked.crew
-        place = f"{socket.gethostname()} {run.resolve()}"
-        self.name = "simreal_" + hashlib.sha1(place.encode()).hexdigest()[:16]
+        self.name = name_of(run)
         parts = np.array_split(np.arange(slots), placement.environment_workers)
         self.parts = [(int(part[0]), int(part[-1]) + 1) for part in parts]  # first slot and last + 1 of each worker
         self.hosts = Hosts(
