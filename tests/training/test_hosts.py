@@ -236,10 +236,10 @@ def test_a_cluster_that_is_not_there_is_an_error_in_words(address: str, what: st
     assert caught.value.remedy
 
 
-def train(out: Path, checkpoint: Path, cluster: str, *options: str) -> "subprocess.Popen[bytes]":
-    """`vla train` on a cluster, in a process of its own; it writes to `out`.log."""
+def train(out: Path, checkpoint: Path, address: str, *options: str) -> "subprocess.Popen[bytes]":
+    """`vla train` on the cluster that Ray's own variable names, in a process of its own; it writes to `out`.log."""
     words = (
-        f"out={out}", f"checkpoint={checkpoint}", f"cluster={cluster}", "env=null", "env.name=point_env:make",
+        f"out={out}", f"checkpoint={checkpoint}", "cluster=auto", "env=null", "env.name=point_env:make",
         "env.settings.image_size=16", "env.settings.chunk=2", "slots=8", "decisions=8", "algorithm=ppo",
         "algorithm.minibatches=2", "placement.environment_workers=2", "placement.policy_threads=1",
         "placement.learners=1", *options,
@@ -247,8 +247,9 @@ def train(out: Path, checkpoint: Path, cluster: str, *options: str) -> "subproce
     command = [sys.executable, "-c", "import sys; from vla.cli import main; sys.exit(main())", "train"]
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
-            [*command, *words], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+            [*command, *words], stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": address},
+        )  # fmt: skip
 
 
 def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, run: Path) -> None:
@@ -271,6 +272,7 @@ def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, r
         assert process.returncode == 0, text
     slots, seconds = ([row[name] for row in rows(run)] for name in ("rollout/slots", "time/elapsed_s"))
     print(f"the iteration in which the node vanished took {np.diff(seconds).max():.1f} s")
+    assert f"{here} (here)" in text  # the picture
     assert f"node {there} is lost with environment worker 1, policy worker 1" in text
     assert len(slots) == 12 and slots == sorted(slots, reverse=True)
     assert slots[0] == 8 and slots[-1] == 4
