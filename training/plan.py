@@ -12,6 +12,9 @@ from rich.table import Table
 from training.algorithms.ppo import PPOConfig
 from training.pipeline import auto
 from training.pipeline.actors import ray_session
+from training.pipeline.cluster import LOCAL
+from training.pipeline.crew import man
+from training.pipeline.crew import picture as seating
 from training.pipeline.placement import PlacementConfig
 from training.pipeline.seats import COMPONENTS, CPU, Cluster, Seats, check, seat
 from training.pipeline.weigh import GIB, Load, Sizes, weigh
@@ -56,6 +59,7 @@ class PlanConfig:
     auto_out: YAML file of the best placement, for placement=FILE; null prints it.
     force: tell of a GPU that is too small, and end as if it were not.
     out: JSON file of the plan, null for none.
+    address: auto or HOST:PORT of a Ray cluster that is there: show who would sit on which of its nodes, and no more.
     """
 
     cluster: Cluster = field(default_factory=Cluster)
@@ -75,6 +79,7 @@ class PlanConfig:
     auto_out: Path | None = None
     force: bool = False
     out: Path | None = None
+    address: str = LOCAL
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,12 @@ class Device:
 
 def plan(config: PlanConfig) -> int:
     """Run `vla plan`; the exit code is 1 if a GPU would be too small."""
-    console, cluster = Console(soft_wrap=True), present(config.cluster)
+    console = Console(soft_wrap=True)
+    if config.address != LOCAL:
+        with ray_session(config.address) as nodes:
+            console.print(seating(man(config.placement, nodes), nodes))
+        return 0
+    cluster = present(config.cluster)
     if config.auto:
         return _propose(config, cluster, console)
     placement = config.placement

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rich.console import Console
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import ray_session
 from training.pipeline.asynchronous import Asynchronous
+from training.pipeline.cluster import LOCAL
+from training.pipeline.crew import Crew, Node, here, picture
 from training.pipeline.engine import Engine, Rollout
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
@@ -59,6 +62,7 @@ class TrainConfig:
     algorithm: how to learn.
     placement: who runs where.
     lora: adapters in place of all weights, for large models; they are merged into the final bundle.
+    cluster: local, a Ray of its own on this machine; auto, the cluster that this machine is in; HOST:PORT of its head.
     """
 
     out: Path
@@ -72,58 +76,64 @@ class TrainConfig:
     algorithm: PPOConfig = field(default_factory=PPOConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     lora: Lora = field(default_factory=Lora)
+    cluster: str = LOCAL
 
 
 def train(config: TrainConfig) -> None:
     """Improve a policy; go on where a killed run of the same configuration stopped."""
     console = Console(soft_wrap=True)  # a line stays one line in a log
-    run = RunFolder(config.out, config, ignore=("out", "placement"))
+    run = RunFolder(config.out, config, ignore=("out", "placement", "cluster"))
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
     with tempfile.TemporaryDirectory() as aside:  # nothing is written to `out` before everything has been checked
         checkpoint = _start(config, Path(aside))
-        plan(
-            checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
-            config.algorithm, config.placement, config.lora,
-        )  # fmt: skip
-        run.create()
-        if checkpoint.is_relative_to(aside):
-            part = shutil.copytree(checkpoint, config.out / f".{START}.part", dirs_exist_ok=True)
-            checkpoint = part.rename(config.out / START)
-    with ray_session():
-        engine = SCHEDULES[config.placement.schedule](
-            checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
-            config.slots, config.decisions, config.algorithm, config.placement, config.seed,
-            config.iterations, config.lora,
-        )  # fmt: skip
-        first, env_steps, elapsed = _resume(run, engine)
-        if first:
-            console.print(f"resuming {config.out} at iteration {first}")
-        began = time.perf_counter() - elapsed
-        write_json(config.out / "processes.json", engine.processes)
-        for iteration in range(first, config.iterations):
-            rollout, update = engine.iterate(iteration)
-            write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
-            row = summarize(rollout, update.metrics)
-            env_steps += int(row["rollout/env_steps"])
-            row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
-            state = run.begin_state()
-            engine.save(state)
-            totals = {
-                "iteration": iteration,
-                "counters": engine.counters().tolist(),
-                "env_steps": env_steps,
-                "elapsed_s": row["time/elapsed_s"],
-            }
-            run.log(iteration, row)
-            run.commit_state(state, iteration, totals)
-            console.print(_line(iteration, config.iterations, row), highlight=False)
-        rows = run.metrics()
-        engine.export(config.out / "checkpoint", _curve(rows), run.config)
-        engine.close()
-    run.close()
+        if config.cluster == LOCAL:  # this machine is known before Ray has started
+            _check(config, checkpoint, here())
+        with ray_session(config.cluster) as nodes:
+            if config.cluster != LOCAL:
+                console.print(picture(_check(config, checkpoint, nodes), nodes))
+            run.create()
+            if checkpoint.is_relative_to(aside):
+                part = shutil.copytree(checkpoint, config.out / f".{START}.part", dirs_exist_ok=True)
+                checkpoint = part.rename(config.out / START)
+            _learn(config, run, checkpoint, nodes, console)
     console.print(f"written to {config.out}/checkpoint")
+
+
+def _learn(config: TrainConfig, run: RunFolder, checkpoint: Path, nodes: Sequence[Node], console: Console) -> None:
+    """All iterations, from where the run stopped."""
+    engine = SCHEDULES[config.placement.schedule](
+        checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
+        config.slots, config.decisions, config.algorithm, config.placement, config.seed,
+        config.iterations, config.lora, nodes,
+    )  # fmt: skip
+    first, env_steps, elapsed = _resume(run, engine)
+    if first:
+        console.print(f"resuming {config.out} at iteration {first}")
+    began = time.perf_counter() - elapsed
+    write_json(config.out / "processes.json", engine.processes)
+    for iteration in range(first, config.iterations):
+        rollout, update = engine.iterate(iteration)
+        write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
+        row = summarize(rollout, update.metrics)
+        env_steps += int(row["rollout/env_steps"])
+        row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
+        state = run.begin_state()
+        engine.save(state)
+        totals = {
+            "iteration": iteration,
+            "counters": engine.counters().tolist(),
+            "env_steps": env_steps,
+            "elapsed_s": row["time/elapsed_s"],
+        }
+        run.log(iteration, row)
+        run.commit_state(state, iteration, totals)
+        console.print(_line(iteration, config.iterations, row), highlight=False)
+    rows = run.metrics()
+    engine.export(config.out / "checkpoint", _curve(rows), run.config)
+    engine.close()
+    run.close()
 
 
 def _start(config: TrainConfig, aside: Path) -> Path:
@@ -143,6 +153,14 @@ def _start(config: TrainConfig, aside: Path) -> Path:
         policy.save(aside / START, Provenance(commit(), options.write(config), config.seed))
         return aside / START
     return kept
+
+
+def _check(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node]) -> Crew:
+    """Refuse what does not fit; who sits where."""
+    return plan(
+        checkpoint, config.env.name, config.env.settings, config.slots, config.decisions,
+        config.algorithm, config.placement, config.lora, nodes,
+    ).crew  # fmt: skip
 
 
 def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:

@@ -7,8 +7,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training.pipeline.bell import PipelineTimeout
+from training.pipeline.cluster import LOCAL, connect
+from training.pipeline.crew import Node, here
 from training.pipeline.placement import EngineError
 from vla.errors import SimrealError
 
@@ -16,8 +19,15 @@ UPDATE_DEADLINE_S = 1800  # for a learner to answer, whatever it is asked
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """A local Ray instance for as long as the block lasts."""
+def ray_session(cluster: str = LOCAL) -> Iterator[list[Node]]:
+    """A local Ray instance for as long as the block lasts, or a connection to a cluster; its nodes."""
+    try:
+        yield _start() if cluster == LOCAL else connect(cluster)
+    finally:
+        ray.shutdown()
+
+
+def _start() -> list[Node]:
     # Ray sizes its store by the machine and warns about /dev/shm; rollouts don't go through it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -30,21 +40,20 @@ def ray_session() -> Iterator[None]:
             f"Ray does not start: {error}", code="RAY",
             remedy="Check free memory, /dev/shm and /tmp (`vla doctor`); `ray stop` ends left-overs.",
         ) from error  # fmt: skip
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    return here()
 
 
-def actor(cls: type, threads: int, gpu: int | None = None) -> Any:
+def actor(cls: type, threads: int, gpu: int | None = None, node: str = "") -> Any:
     """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads.
 
     gpu: the only one that it sees; None for all. Ray hands out none: who sits where is the placement's.
+    node: Ray's name of the one that it has to be on; "" if there is one alone.
     """
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": str(gpu), "MUJOCO_EGL_DEVICE_ID": str(gpu)}
-    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment})
+    where = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
+    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment}, scheduling_strategy=where)
 
 
 def wait_ready(name: str, worker: Any, seconds: float = 600.0) -> int:

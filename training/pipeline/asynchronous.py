@@ -27,6 +27,7 @@ class Asynchronous(Engine):
     """Environment workers and policy serve without end; an iteration is an update of the learners."""
 
     def prepare(self) -> None:
+        self.bells, self.node = self.hosts.here.folder, self.hosts.first_learner.node.id  # there is no other host
         where = self.placement
         self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
         self.dispatcher = Dispatcher(
@@ -43,7 +44,7 @@ class Asynchronous(Engine):
         self.before: dict[str, np.ndarray] = {}
 
     def start_environment(self, index: int) -> Any:
-        make: Any = actor(LaneWorker, 1, self.crew.environments[index])
+        make: Any = actor(LaneWorker, 1, self.crew.environments[index].gpu, self.node)
         lanes = self._lanes(index)
         generation = self.dispatcher.generations[lanes[0]]
         return make.remote(
@@ -51,17 +52,17 @@ class Asynchronous(Engine):
         )
 
     def start_policy(self, index: int) -> Any:
-        make: Any = actor(BatchingPolicy, self.placement.policy_threads)
+        make: Any = actor(BatchingPolicy, self.placement.policy_threads, None, self.node)
         where = self.placement
         return make.remote(
-            self.policy_options, self.crew.policies[index], self.shape, self.name, self.board.lanes, str(self.bells),
-            where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
+            self.policy_options, self.crew.policies[index].device, self.shape, self.name, self.board.lanes,
+            str(self.bells), where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
         )  # fmt: skip
 
     def start_learner(self, rank: int) -> Any:
-        make: Any = actor(StreamingLearner, self.placement.learner_threads)
+        make: Any = actor(StreamingLearner, self.placement.learner_threads, None, self.node)
         return make.remote(
-            rank, self.learner_options, self.crew.learners[rank], self.shape, self.name, str(self.bells),
+            rank, self.learner_options, self.crew.learners[rank].device, self.shape, self.name, str(self.bells),
             self.placement.update_fragments, UPDATE_DEADLINE_S,
         )  # fmt: skip
 
@@ -108,7 +109,7 @@ class Asynchronous(Engine):
         self.before = {k: self.board[k].copy() for k in ("seconds", "forwards", "decided")}
         self.read_s = time.monotonic()
         self.dispatcher.start(iteration)
-        self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in enumerate(self.environments)}
+        self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in self.environments.items()}
         self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _mend(self, ended: list[Any]) -> None:

@@ -1,15 +1,17 @@
 """Who runs where and what may overlap, and the check that all parts of a run fit each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from training import envs
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutShape
-from training.pipeline.seats import COMPONENTS, CPU, Cluster, check, seat
+from training.pipeline.crew import Crew, Node, here, man
+from training.pipeline.probe import probe
+from training.pipeline.seats import CPU
 from training.pipeline.weights import WeightsLayout
 from vla import lora as adapters
 from vla.checkpoint import outline
@@ -25,7 +27,7 @@ class EngineError(SimrealError):
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Who runs where and what may overlap. All share one host.
+    """Who runs where and what may overlap.
 
     environments: devices of the simulators: cpu, all, 0-3, 0,2,4-7, or a share of the cluster's GPUs, 25-50%.
     policy: devices of the policy, likewise, with a policy worker on each.
@@ -34,7 +36,9 @@ class PlacementConfig:
     dtype: of frozen weights and activations, null for that of the checkpoint; what is trained stays float32.
     offload: whoever rests leaves its device's memory to the others that sit there.
     schedule: synchronous, rollout and update take turns; or asynchronous, they go on side by side.
-    environment_workers: processes that step environments.
+    environment_workers: processes that step environments, in all.
+    environment_nodes: those on processors sit on so many nodes of a cluster; null for all that can have some.
+    environment_resource: and only on nodes that declare this resource to Ray; "" for any node.
     stages: synchronous: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
     lanes: asynchronous: groups of environments of a worker that step on their own, each in a thread.
     batch_max: asynchronous: environments in a forward pass of the policy at most, null for all.
@@ -42,7 +46,8 @@ class PlacementConfig:
     staleness: asynchronous: updates that the policy may have had since a decision that is learnt from; 0 for none.
     fragments_per_update: asynchronous: an update takes so many fragments, `decisions` chunks of a lane each; null for
         as many as there are lanes, so that it has as many samples as a synchronous one.
-    policy_workers: processes that decide, each for a part of the environment workers; GPUs set their number.
+    policy_workers: processes that decide, each for a part of the environment workers of its node; so many on every
+        node that has some. GPUs set their number.
     policy_threads: torch threads of a policy worker.
     learners: data-parallel learner processes; GPUs set their number.
     learner_threads: torch threads of each learner.
@@ -59,6 +64,8 @@ class PlacementConfig:
     compile: bool = False
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
     environment_workers: int = 2
+    environment_nodes: int | None = None
+    environment_resource: str = ""
     stages: int = 1
     lanes: int = 1
     batch_max: int | None = None
@@ -89,19 +96,6 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Where the processes of a run sit.
-
-    environments: GPU of each environment worker, None for the processors. policies, learners: torch's name of the
-        device of each policy worker and learner.
-    """
-
-    environments: tuple[int | None, ...]
-    policies: tuple[str, ...]
-    learners: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """A checkpoint and an environment that fit each other and the placement."""
 
@@ -113,10 +107,16 @@ class Plan:
 
 def plan(
     checkpoint: Path, environment: str, settings: dict[str, Any], slots: int, decisions: int,
-    algorithm: PPOConfig, placement: PlacementConfig, lora: Lora = FULL,
+    algorithm: PPOConfig, placement: PlacementConfig, lora: Lora = FULL, nodes: Sequence[Node] = (),
 ) -> Plan:  # fmt: skip
-    """Check that everything fits, before any process is started and any file written."""
-    crew = man(placement)
+    """Check that everything fits, before any process is started and any file written.
+
+    nodes: of the cluster; none for this machine alone.
+    """
+    nodes = nodes or here()
+    if placement.environment_workers < 1:
+        raise EngineError("there is no environment worker", code="PLACEMENT", remedy="Set environment_workers=1.")
+    crew = man(placement, nodes)
     if placement.micro_batch is not None and placement.micro_batch < 1:
         raise EngineError(
             f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
@@ -131,7 +131,7 @@ def plan(
         _check_lanes(slots, decisions, algorithm, placement, len(crew.learners))
     else:
         _check_stages(slots, decisions, algorithm, placement, len(crew.learners))
-    _check_policies(placement, len(crew.policies))
+    _check_policies(placement, crew, nodes)
     if placement.shard and placement.offload:
         raise EngineError(
             "shard and offload can't be used together", code="PLACEMENT",
@@ -139,10 +139,9 @@ def plan(
         )  # fmt: skip
     policy = outline(checkpoint)
     codec, contract = policy.codec, policy.contract
-    probe = envs.make(environment, 1, **settings)
-    contract.check(probe.contract, f"environment {environment}")
-    privileged, critic = probe.privileged_size, probe.critic_size
-    probe.close()
+    facts = probe(environment, settings, nodes[crew.environments[0].node])
+    contract.check(facts.contract, f"environment {environment}")
+    privileged, critic = facts.privileged, facts.critic
     values = _check_model(policy, environment, privileged, critic, algorithm, placement)
     lanes = placement.schedule == "asynchronous"
     shape = RolloutShape(
@@ -156,31 +155,26 @@ def plan(
     return Plan(codec, shape, WeightsLayout.of(policy.model, lora), crew)
 
 
-def man(placement: PlacementConfig) -> Crew:
-    """The processes of a placement on this machine's GPUs and processors.
-
-    Raises SeatError for devices that are not there, and for components that would be in each other's way.
-    """
-    here = Cluster(1, torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    seats = seat({name: getattr(placement, name) for name in COMPONENTS}, here)
-    check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, here.devices)
-    gpus: tuple[int | None, ...] = seats.environments or (None,)
-    return Crew(
-        tuple(gpus[i % len(gpus)] for i in range(placement.environment_workers)),
-        tuple(f"cuda:{i}" for i in seats.policy) or (CPU,) * placement.policy_workers,
-        tuple(f"cuda:{i}" for i in seats.learner) or (CPU,) * placement.learners,
-    )
-
-
-def _check_policies(placement: PlacementConfig, policies: int) -> None:
-    if policies < 1 or policies > placement.environment_workers:
+def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node]) -> None:
+    """Inputs of a forward pass never cross nodes: where environments are, a policy worker is."""
+    for node in sorted({place.node for place in (*crew.environments, *crew.policies)}):
+        workers, policies = len(crew.at(node, "environment worker")), len(crew.at(node, "policy worker"))
+        if not 1 <= policies <= workers:
+            where = f" of node {nodes[node].name}" if len(nodes) > 1 else ""
+            raise EngineError(
+                f"{workers} environment workers{where} can't be split over {policies} policy workers", code="PLACEMENT",
+                remedy="Raise environment_workers, or lower policy_workers or the GPUs of the policy.",
+            )  # fmt: skip
+    if placement.schedule == "synchronous":
+        return
+    if elsewhere := [nodes[node].name for node in crew.nodes if not nodes[node].is_here]:
         raise EngineError(
-            f"{placement.environment_workers} environment workers can't be split over {policies} policy workers",
-            code="PLACEMENT", remedy="Raise environment_workers, or lower policy_workers or the GPUs of the policy.",
+            f"the asynchronous schedule works on the node of the command alone, not on {elsewhere[0]}",
+            code="PLACEMENT", remedy="Choose the synchronous schedule, or devices and environments of this node.",
         )  # fmt: skip
-    if policies > 1 and placement.schedule == "asynchronous":
+    if len(crew.policies) > 1:
         raise EngineError(
-            f"the asynchronous schedule has one policy worker, found {policies}", code="PLACEMENT",
+            f"the asynchronous schedule has one policy worker, found {len(crew.policies)}", code="PLACEMENT",
             remedy="Set policy_workers=1, or give the policy one GPU.",
         )  # fmt: skip
 
@@ -194,12 +188,16 @@ def _check_stages(
             f"{slots} environments can't be split over {workers} workers x {stages} stages", code="PLACEMENT",
             remedy="Raise slots, or lower environment_workers or stages.",
         )  # fmt: skip
+    check_samples(slots, decisions, algorithm.minibatches, learners)
+
+
+def check_samples(slots: int, decisions: int, minibatches: int, learners: int) -> None:
+    """Refuse a synchronous rollout that is too small for its learners."""
     # In the worst case every other row holds nothing but the final observation of an episode.
-    needed, least = algorithm.minibatches * learners, slots * decisions // 2
-    if least < needed:
+    if (least := slots * decisions // 2) < minibatches * learners:
         raise EngineError(
             f"{slots} slots x {decisions} decisions give {least} samples at worst, too few for "
-            f"{algorithm.minibatches} minibatches on {learners} learners",
+            f"{minibatches} minibatches on {learners} learners",
             code="PLACEMENT", remedy="Raise slots or decisions, or lower minibatches or learners.",
         )  # fmt: skip
 

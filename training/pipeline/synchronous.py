@@ -1,16 +1,17 @@
 """The synchronous schedules, sequential and pipelined: a rollout of all environments, then an update."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
-from training.pipeline.actors import actor, collect, reason, wait_ready, worker_error
-from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
+from training.pipeline.actors import actor, reason, wait_ready, worker_error
+from training.pipeline.bell import PipelineAborted, PipelineTimeout
 from training.pipeline.engine import RESTARTS, Engine, Rollout
-from training.pipeline.placement import EngineError
+from training.pipeline.placement import EngineError, check_samples
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker
 from training.workers.learner import Learner, Update
 from training.workers.policy import PolicyLog, PolicyWorker
@@ -20,40 +21,40 @@ class Synchronous(Engine):
     """Environment workers that take turns with the policy, stage by stage."""
 
     def prepare(self) -> None:
-        workers, stages = self.placement.environment_workers, self.placement.stages
-        parts = np.array_split(np.arange(self.slots), workers)
-        self.options = [
-            EnvironmentOptions(
-                self.environment,
-                self.settings,
-                self.variant,
-                (int(p[0]), int(p[-1]) + 1),
-                stages,
-                self.seed,
-                2 * self.placement.deadline_s,  # the policy, which knows the culprit, speaks first
-                i % len(self.crew.policies),
-            )
-            for i, p in enumerate(parts)
-        ]
-        self.begun = [np.zeros(len(p), np.int64) for p in parts]
+        self.begun = [np.zeros(last - first, np.int64) for first, last in self.parts]  # episodes in each slot
         self.fresh = True
-        self.stage_rows = [[[int(r) for r in stage] for stage in np.array_split(p, stages)] for p in parts]
-        self.environment_bells = [Bell(self.bells / f"environment{i}") for i in range(workers)]
 
     def start_environment(self, index: int) -> Any:
-        make: Any = actor(EnvironmentWorker, 1, self.crew.environments[index])
-        return make.remote(index, self.options[index], self.codec, self.shape, self.name, str(self.bells))
+        place, where = self.crew.environments[index], self.placement
+        host = self.hosts.of(place)
+        options = EnvironmentOptions(
+            self.environment, self.settings, self.variant, self.parts[index], where.stages, self.seed,
+            2 * where.deadline_s,  # the policy, which knows the culprit, speaks first
+            self.crew.policy_of(index), host.first,
+        )  # fmt: skip
+        make: Any = actor(EnvironmentWorker, 1, place.gpu, host.node.id)
+        return make.remote(index, options, self.codec, host.shape, host.block, host.bells)
 
     def start_policy(self, index: int) -> Any:
-        make: Any = actor(PolicyWorker, self.placement.policy_threads)
-        served = {i: self.stage_rows[i] for i, options in enumerate(self.options) if options.policy == index}
+        place, stages = self.crew.policies[index], self.placement.stages
+        host = self.hosts.of(place)
+        served = {
+            i: [part.tolist() for part in np.array_split(np.arange(*span), stages)]
+            for i, span in enumerate(self.parts)
+            if self.crew.policy_of(i) == index
+        }
+        make: Any = actor(PolicyWorker, self.placement.policy_threads, None, host.node.id)
         return make.remote(
-            index, self.policy_options, self.crew.policies[index], self.shape, self.name, str(self.bells), served
-        )
+            index, replace(self.policy_options, weights=host.weights), place.device, host.shape, host.block, host.bells,
+            served, host.first,
+        )  # fmt: skip
 
     def start_learner(self, rank: int) -> Any:
-        make: Any = actor(Learner, self.placement.learner_threads)
-        return make.remote(rank, self.learner_options, self.crew.learners[rank], self.shape, self.name)
+        place = self.crew.learners[rank]
+        host = self.hosts.of(place)
+        make: Any = actor(Learner, self.placement.learner_threads, None, host.node.id)
+        options = replace(self.learner_options, weights=host.weights)
+        return make.remote(rank, options, place.device, host.shape, host.block)
 
     def iterate(self, iteration: int) -> tuple[Rollout, Update]:
         return self.rollout(iteration), self.update(iteration)
@@ -62,24 +63,26 @@ class Synchronous(Engine):
         return np.concatenate(self.begun)
 
     def resume(self, iteration: int, counters: np.ndarray) -> None:
-        self.begun = [counters[o.slots[0] : o.slots[1]] for o in self.options]
+        self.begun = [counters[first:last] for first, last in self.parts]
 
     def rollout(self, iteration: int) -> Rollout:
-        """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew."""
+        """T decisions in every slot. Workers that crash or hang are replaced, those of a lost host left out, and the
+        iteration is begun anew.
+        """
         for _ in range(RESTARTS + 1):
             began = time.perf_counter()
-            if self.fresh:
-                self.block.clear()
-            else:
-                self.block.carry_over()
-            futures = self._launch(iteration)
-            failures = self._watch(futures)
+            futures: dict[Any, str] = {}
+            if not (failures := self.hosts.begin(self.fresh)):
+                futures = self._launch(iteration)
+                failures = self._watch(futures) or self.hosts.gather()
             if not failures:
                 self.fresh = False
                 found = ray.get(list(futures))
                 logs, policies = found[: len(self.environments)], found[len(self.environments) :]
-                self.begun = [log.begun for log in logs]
-                return Rollout(logs, PolicyLog.mean(policies), time.perf_counter() - began)
+                for index, log in zip(self.environments, logs, strict=True):
+                    self.begun[index] = log.begun
+                measures = {"rollout/slots": float(self.hosts.slots)}
+                return Rollout(logs, PolicyLog.mean(policies), time.perf_counter() - began, measures)
             self._replace(failures)
         raise EngineError(
             f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
@@ -89,32 +92,31 @@ class Synchronous(Engine):
 
     def update(self, iteration: int) -> Update:
         """One update of all learners; the policy workers take the new weights over before their next decision."""
-        updates = collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
-        first: Update = updates[0]
+        first: Update = self.learn("update", iteration)[0]
+        self.hosts.share_weights()
         return first
 
     def _launch(self, iteration: int) -> dict[Any, str]:
-        begun = self.begun if self.fresh else [None] * len(self.environments)
         futures = {
-            worker.rollout.remote(counters): f"environment worker {i}"
-            for i, (worker, counters) in enumerate(zip(self.environments, begun, strict=True))
+            worker.rollout.remote(self.begun[i] if self.fresh else None): f"environment worker {i}"
+            for i, worker in self.environments.items()
         }
-        futures |= {p.rollout.remote(iteration, self.fresh): f"policy worker {i}" for i, p in enumerate(self.policies)}
+        for i, worker in self.policies.items():
+            weights = self.hosts.offers.get(self.crew.policies[i].node)
+            futures[worker.rollout.remote(iteration, self.fresh, weights)] = f"policy worker {i}"
         return futures
 
-    def _watch(self, futures: dict[Any, str]) -> dict[int, str]:
-        """Wait for all; on a failure give the iteration up. Returns whom to replace, with reasons."""
+    def _watch(self, futures: dict[Any, str]) -> dict[str, str]:
+        """Wait for all; on a failure give the iteration up. Returns whom to replace or leave out, with reasons."""
         waiting = list(futures)
-        failures: dict[int, str] = {}
+        failures: dict[str, str] = {}
         silent: PipelineTimeout | None = None
         patience = self.placement.deadline_s
-        while waiting:
-            if all(futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting):
-                break  # they hang, and it is known already
+        while waiting and not all(futures[future] in failures for future in waiting):  # they hang, and it is known
             done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
             if not done:  # asked to give up and still busy: it hangs
-                for future in waiting:
-                    failures.setdefault(self._number(futures[future]), "does not answer")
+                busy = {futures[future]: "does not answer" for future in waiting}
+                failures = busy | failures | self.hosts.lost()
                 break
             name = futures[done[0]]
             try:
@@ -125,36 +127,42 @@ class Synchronous(Engine):
             except PipelineTimeout as timeout:
                 silent = silent or timeout
                 for index in timeout.missing:
-                    failures.setdefault(index, reason(timeout))
-            except (RayActorError, RayTaskError) as error:
-                if not name.startswith("environment"):
+                    failures.setdefault(f"environment worker {index}", reason(timeout))
+            except RayError as error:
+                failures |= self.hosts.lost()
+                if not name.startswith("environment") and name not in failures:
                     raise worker_error(name, error) from error
-                failures.setdefault(self._number(name), reason(error))
+                failures.setdefault(name, reason(error))
             if failures:
-                self._abort()
+                self.hosts.abort()
         if silent is not None and not failures:
             raise silent
         return failures
 
-    @staticmethod
-    def _number(name: str) -> int:
-        if not name.startswith("environment"):
-            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
-        return int(name.rsplit(" ", 1)[1])
-
-    def _abort(self) -> None:
-        for bell in (*self.policy_bells, *self.environment_bells):
-            bell.ring(*ABORT)
-
-    def _replace(self, failures: dict[int, str]) -> None:
-        for index, why in sorted(failures.items()):
-            name = f"environment worker {index}"
-            print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
-            ray.kill(self.environments[index])
-            self.environments[index] = self.start_environment(index)
-            self.processes[name] = wait_ready(name, self.environments[index])
-        for bell in (*self.policy_bells, *self.environment_bells):
-            bell.drain()
+    def _replace(self, failures: dict[str, str]) -> None:
+        """Start anew whoever failed; whoever was on a host that is lost is left out from now on."""
+        for name, why in sorted(failures.items()):
+            kind, number = name.rsplit(" ", 1)
+            if self.crew.everyone[kind][int(number)].node not in self.hosts.alive:
+                continue
+            if kind != "environment worker":
+                raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+            self._restart(int(number), name, why)
+        for kind, workers in (("environment worker", self.environments), ("policy worker", self.policies)):
+            for index in [i for i in workers if self.crew.everyone[kind][i].node not in self.hosts.alive]:
+                del workers[index], self.processes[f"{kind} {index}"]
+        minibatches = self.learner_options.config.minibatches
+        check_samples(self.hosts.slots, self.shape.decisions, minibatches, len(self.learners))
         # All begin fresh episodes, after those that they had begun.
         self.begun = [c + self.shape.decisions + 1 for c in self.begun]
         self.fresh = True
+
+    def _restart(self, index: int, name: str, why: str) -> None:
+        print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
+        ray.kill(self.environments[index])
+        self.environments[index] = self.start_environment(index)
+        try:
+            self.processes[name] = wait_ready(name, self.environments[index])
+        except EngineError:
+            if name not in self.hosts.lost():  # else its host went down meanwhile
+                raise

@@ -72,6 +72,18 @@ class WeightsBlock:
             if self._shared["begun"][0] < version + 2:  # else this copy was written anew while it was read
                 return version
 
+    def pack(self) -> tuple[int, dict[str, np.ndarray]]:
+        """Version and bytes of the newest weights, for a block on another host."""
+        version = self.version
+        return version, {name: self._shared[name][version % 2] for name in self._copies}
+
+    def unpack(self, version: int, packed: dict[str, np.ndarray]) -> None:
+        """Offer what another host's block packed."""
+        self._shared["begun"][0] = version
+        for name, value in packed.items():
+            self._shared[name][version % 2] = value
+        self._shared["complete"][0] = version
+
     def close(self) -> None:
         self._copies.clear()
         self._shared.close()

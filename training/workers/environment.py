@@ -21,6 +21,7 @@ class EnvironmentOptions:
 
     slots: first and last + 1 of this worker in the block. stages: groups of slots that take turns.
     seed: of the run. deadline_s: longest wait. policy: number of the policy worker that decides for it.
+    first: slot of the first column of its host's block.
     """
 
     environment: str
@@ -31,6 +32,7 @@ class EnvironmentOptions:
     seed: int
     deadline_s: float
     policy: int = 0
+    first: int = 0
 
 
 class EnvironmentWorker:
@@ -49,10 +51,11 @@ class EnvironmentWorker:
         self.options = options
         self.block = RolloutBlock(shape, block)
         first, last = options.slots
+        self.columns = slice(first - options.first, last - options.first)
         self.stages = [list(part) for part in np.array_split(np.arange(last - first), options.stages)]
         env = envs.make(options.environment, last - first, **options.settings)
         begun = np.zeros(last - first, np.int64)
-        self.episodes = Episodes(env, codec, options.seed, options.variant, first, first, begun)
+        self.episodes = Episodes(env, codec, options.seed, options.variant, first, self.columns.start, begun)
         self.to_policy = Bell(Path(bells) / f"policy{options.policy}")
         self.from_policy = Bell(Path(bells) / f"environment{index}")
 
@@ -92,7 +95,7 @@ class EnvironmentWorker:
                 self.to_policy.ring(self.index, stage, decision + 1)
         for stage in range(len(self.stages)):  # the bootstrap's decision opens the next iteration
             self._wait(stage, self.block.shape.decisions)
-        log.read(self.block, slice(*self.options.slots))
+        log.read(self.block, self.columns)
         log.begun = self.episodes.begun.copy()
         return log
 

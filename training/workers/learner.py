@@ -22,6 +22,7 @@ from training.workers.critic import LossError, PrivilegedCritic, value_weight
 from training.workers.gap import LogProbGap
 from training.workers.memory import FRAME, Memory
 from training.workers.precision import Precision
+from training.workers.rendezvous import meet
 from training.workers.room import Room
 from vla import lora
 from vla.lora import FULL, Lora
@@ -47,7 +48,7 @@ LOOK = 256  # frames at a time, where no gradients are wanted
 class LearnerOptions:
     """world: learners. checkpoint: to begin with. layout, weights: of the block for the policy worker, and its name.
 
-    config: how to learn. seed, iterations: of the run. threads: of torch. rendezvous: file over which learners meet.
+    config: how to learn. seed, iterations: of the run. threads: of torch. rendezvous: URL where learners meet.
     micro_batch: samples in a forward and backward pass at most. adapters: that are trained, if any.
     dtype: of frozen weights and activations, "" for that of the checkpoint; weights that are trained are float32.
     offload: between updates the weights leave the device. compile: the blocks of the model. shard: its weights.
@@ -120,7 +121,7 @@ class Learner:
             model.checkpoint_gradients()
         self.precision = Precision(model)
         if self.world > 1:
-            self._meet(options.rendezvous)
+            meet(options.rendezvous, self.rank, self.world, self.device)
         self.is_sharded = options.shard and self.world > 1
         if self.is_sharded:
             sharding.shard(model, self.device, self.world, self.precision.kind, keep_trained=bool(adapters.rank))
@@ -145,13 +146,6 @@ class Learner:
         self.room = Room(model, device, self.optimizer, self.seeing_optimizer) if options.offload else None
         self.memory = Memory(config.perception_memory // self.world)
         self.gap: LogProbGap | None = None  # while it is wanted
-
-    def _meet(self, rendezvous: str) -> None:
-        """Join the other learners."""
-        how = "nccl" if self.device.type == "cuda" else "gloo"
-        if how == "nccl":
-            torch.cuda.set_device(self.device)
-        dist.init_process_group(how, init_method=f"file://{rendezvous}", rank=self.rank, world_size=self.world)
 
     def ready(self) -> int:
         """The process id, once everything is set up."""

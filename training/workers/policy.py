@@ -112,18 +112,19 @@ class PolicyWorker(Sampler):
 
     def __init__(
         self, number: int, options: PolicyOptions, device: str, shape: RolloutShape, block: str, bells: str,
-        slots: dict[int, list[list[int]]],
+        slots: dict[int, list[list[int]]], first: int,
     ):  # fmt: skip
         super().__init__(options, device)
         self.name = f"policy worker {number}"
         self.block = RolloutBlock(shape, block)
         self.stages = len(next(iter(slots.values())))
-        self.rows = [np.concatenate([worker[stage] for worker in slots.values()]) for stage in range(self.stages)]
+        self.slots = [np.concatenate([worker[stage] for worker in slots.values()]) for stage in range(self.stages)]
+        self.columns = [span(slots - first) for slots in self.slots]
         self.bell = Bell(Path(bells) / f"policy{number}")
         self.environments = {i: Bell(Path(bells) / f"environment{i}") for i in slots}
 
-    def rollout(self, iteration: int, fresh: bool) -> PolicyLog:
-        """Decide rows 0 (if the episodes are fresh) or 1 up to T."""
+    def rollout(self, iteration: int, fresh: bool, weights: None = None) -> PolicyLog:
+        """Decide rows 0 (if the episodes are fresh) or 1 up to T. Ray begins it once `weights` have arrived."""
         if self.room is not None:
             self.room.enter()
         self.refresh()
@@ -162,8 +163,8 @@ class PolicyWorker(Sampler):
             arrived.setdefault((stage, decision), set()).add(worker)
 
     def _decide(self, iteration: int, stage: int, decision: int) -> None:
-        rows, block = span(self.rows[stage]), self.block
-        draws = [(int(row), iteration, decision) for row in self.rows[stage]]
+        rows, block = self.columns[stage], self.block
+        draws = [(int(slot), iteration, decision) for slot in self.slots[stage]]
         answer = self.sample([block[name][decision, rows] for name in INPUTS], draws)
         block["action_tokens"][decision, rows] = answer.tokens.numpy()
         block["log_probs"][decision, rows] = answer.log_probs.numpy()
