@@ -16,7 +16,7 @@ from vla import configuration
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "put_on_plate"
 PLACEMENTS = {"sequential": "colocated", "pipelined": "pipelined", "asynchronous": "asynchronous"}  # configs/placement
-SIZES = ("slots=16", "decisions=16", "algorithm.critic_iterations=0")
+SIZES = ("slots=16", "decisions=8", "algorithm.critic_iterations=0")
 
 
 def configured(placement: str) -> TrainConfig:
@@ -34,7 +34,7 @@ def rate(engine: Engine, iteration: int) -> float:
 def run(name: str, counted: int) -> list[float]:
     """Rates of a new engine's updates; the first does not count, as the pipeline fills."""
     config = configured(PLACEMENTS[name])
-    with tempfile.TemporaryDirectory() as folder, ray_session():
+    with tempfile.TemporaryDirectory() as folder:
         engine = SCHEDULES[config.placement.schedule](
             config.checkpoint, Path(folder), config.env.name, config.env.settings, config.env.variant, config.slots,
             config.decisions, config.algorithm, config.placement, config.seed, 100, config.lora,
@@ -52,10 +52,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def measure_tabletop(console: Console, repeats: int) -> dict[str, Any]:
     """All schedules in turns, there and back."""
     rates: dict[str, list[float]] = {name: [] for name in PLACEMENTS}
-    for name in (*PLACEMENTS, *reversed(PLACEMENTS)):
-        rates[name] += run(name, repeats)
-        shown = ", ".join(f"{value:.0f}" for value in rates[name][-repeats:])
-        console.print(f"tabletop, {name}: {shown} env steps/s", highlight=False)
+    with ray_session():
+        for name in (*PLACEMENTS, *reversed(PLACEMENTS)):
+            found = run(name, repeats)
+            rates[name] += found
+            console.print(f"tabletop, {name}: {', '.join(f'{r:.0f}' for r in found)} env steps/s", highlight=False)
     slow = rates["sequential"]
     ratios = {
         f"{name}_over_sequential": {
