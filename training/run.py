@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,16 @@ from vla.results import write_json
 
 KEEP = 2  # states
 LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of a run up to a state. iteration: the last one. counters: episodes begun in every slot."""
+
+    iteration: int = -1
+    counters: list[int] = field(default_factory=list)
+    env_steps: int = 0
+    elapsed_s: float = 0.0
 
 
 class RunFolder:
@@ -58,10 +69,15 @@ class RunFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit_state(self, temporary: Path, iteration: int, counters: dict[str, Any]) -> None:
+    def totals(self) -> Totals:
+        """What the newest complete state has seen; before the first iteration, none of them."""
+        latest = self.latest()
+        return Totals() if latest is None else Totals(**json.loads((latest / "state.json").read_text()))
+
+    def commit_state(self, temporary: Path, totals: Totals) -> None:
         """Rename the state to its final name; older ones go."""
-        write_json(temporary / "state.json", counters)
-        temporary.rename(self.out / "states" / f"iteration_{iteration:06d}")
+        write_json(temporary / "state.json", asdict(totals))
+        temporary.rename(self.out / "states" / f"iteration_{totals.iteration:06d}")
         for old in sorted((self.out / "states").glob("iteration_*"))[:-KEEP]:
             shutil.rmtree(old)
 

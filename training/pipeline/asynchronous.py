@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, reason, silence, wait_ready
+from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, end, reason, silence, wait_ready
 from training.pipeline.block import unlink
 from training.pipeline.board import Board, Doing
 from training.pipeline.dispatcher import Dispatcher
@@ -80,7 +80,7 @@ class Asynchronous(Engine):
         waiting = list(futures)
         while waiting:
             if time.monotonic() > end:
-                raise silence([futures[future] for future in waiting])
+                raise silence([futures[future] for future in waiting], UPDATE_DEADLINE_S)
             self.dispatcher.check()
             done, rest = ray.wait([*waiting, *self.serving], num_returns=1, timeout=LOOK_S)
             waiting = [future for future in waiting if future in rest]
@@ -140,21 +140,21 @@ class Asynchronous(Engine):
 
     def _replace_policy(self) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
-        ray.kill(self.policies[0])
+        end(self.policies[0], self.processes[POLICY])
         self.board.reset([self.board.policy], Doing.IDLE)
         self.policies[0] = self.start_policy(0)
-        self.processes[POLICY] = wait_ready(POLICY, self.policies[0])
+        self.processes |= wait_ready({POLICY: self.policies[0]})
         self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _replace_environment(self, index: int) -> None:
         """Its fragments are begun anew by whoever is next; the other lanes go on."""
         name, lanes = f"environment worker {index}", self._lanes(index)
-        ray.kill(self.environments[index])
+        end(self.environments[index], self.processes[name])
         lost = self.dispatcher.discard(lanes)
         self.board.reset(lanes, Doing.THROTTLED)
         forwards = int(self.board["forwards"][0])
         self.environments[index] = self.start_environment(index)
-        self.processes[name] = wait_ready(name, self.environments[index])
+        self.processes |= wait_ready({name: self.environments[index]})
         # The policy may still have been deciding for them.
         self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
         self.dispatcher.reclaim(lost)
@@ -196,6 +196,6 @@ def _failed(future: Any) -> str:
     """Why a call that has ended failed, in words; nothing if it did not."""
     try:
         ray.get(future)
-    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+    except ray.exceptions.RayError as error:
         return reason(error)
     return ""

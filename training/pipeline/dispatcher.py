@@ -57,6 +57,8 @@ class Dispatcher:
         if self._thread.is_alive():
             self.bell.ring(*ABORT)
             self._thread.join()
+        for bell in (self.bell, *self.lanes, *self.learners):
+            bell.close()
 
     def check(self) -> None:
         """Raise an error if it serves no longer."""

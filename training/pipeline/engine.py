@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.actors import collect, wait_ready
+from training.pipeline.actors import collect, end, wait_ready
 from training.pipeline.bell import Bell
 from training.pipeline.block import RolloutBlock, unlink
 from training.pipeline.placement import PlacementConfig, plan
@@ -21,7 +20,7 @@ from training.workers.learner import LearnerOptions, Update
 from training.workers.policy import PolicyLog, PolicyOptions
 from vla.lora import FULL, Lora
 
-RESTARTS = 3  # of workers, for one iteration
+RESTARTS = 3  # for one iteration
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,17 @@ class Engine(ABC):
         self.environments: list[Any] = [self.start_environment(i) for i in range(placement.environment_workers)]
         self.policies: list[Any] = [self.start_policy(i) for i in range(len(self.crew.policies))]
         self.learners: list[Any] = [self.start_learner(rank) for rank in range(len(self.crew.learners))]
+        self.processes: dict[str, int] = {}
+        try:
+            self.processes |= wait_ready(self.workers())
+        except BaseException:
+            self.close()
+            raise
+
+    def workers(self) -> dict[str, Any]:
         everyone = {f"environment worker {i}": w for i, w in enumerate(self.environments)}
-        everyone.update({f"policy worker {i}": w for i, w in enumerate(self.policies)})
-        everyone.update({f"learner {i}": w for i, w in enumerate(self.learners)})
-        self.processes = {name: wait_ready(name, worker) for name, worker in everyone.items()}
+        everyone |= {f"policy worker {i}": w for i, w in enumerate(self.policies)}
+        return everyone | {f"learner {i}": w for i, w in enumerate(self.learners)}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -109,10 +115,12 @@ class Engine(ABC):
         collect({f"learner {i}": w.export.remote(str(folder), curve, config) for i, w in enumerate(self.learners)})
 
     def close(self) -> None:
-        for worker in (*self.environments, *self.policies, *self.learners):
-            ray.kill(worker)
+        for name, worker in self.workers().items():
+            end(worker, self.processes.get(name))
         self.block.close()
         self.weights.close()
         unlink(self.name)
         unlink(f"{self.name}_weights")
+        for bell in self.policy_bells:
+            bell.close()
         shutil.rmtree(self.bells, ignore_errors=True)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
-from training.pipeline.actors import actor, collect, reason, wait_ready, worker_error
-from training.pipeline.bell import ABORT, Bell, PipelineAborted, PipelineTimeout
+from training.pipeline.actors import WorkerLost, actor, collect, end, reason, wait_ready, worker_error
+from training.pipeline.bell import ABORT, REMEDY, Bell, PipelineAborted, PipelineTimeout
 from training.pipeline.engine import RESTARTS, Engine, Rollout
 from training.pipeline.placement import EngineError
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker
@@ -63,6 +63,11 @@ class Synchronous(Engine):
 
     def resume(self, iteration: int, counters: np.ndarray) -> None:
         self.begun = [counters[o.slots[0] : o.slots[1]] for o in self.options]
+
+    def close(self) -> None:
+        for bell in self.environment_bells:
+            bell.close()
+        super().close()
 
     def rollout(self, iteration: int) -> Rollout:
         """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew."""
@@ -126,7 +131,7 @@ class Synchronous(Engine):
                 silent = silent or timeout
                 for index in timeout.missing:
                     failures.setdefault(index, reason(timeout))
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 if not name.startswith("environment"):
                     raise worker_error(name, error) from error
                 failures.setdefault(self._number(name), reason(error))
@@ -139,7 +144,7 @@ class Synchronous(Engine):
     @staticmethod
     def _number(name: str) -> int:
         if not name.startswith("environment"):
-            raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+            raise WorkerLost(f"the {name} does not answer", code="WORKER", remedy=REMEDY)
         return int(name.rsplit(" ", 1)[1])
 
     def _abort(self) -> None:
@@ -150,9 +155,9 @@ class Synchronous(Engine):
         for index, why in sorted(failures.items()):
             name = f"environment worker {index}"
             print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
-            ray.kill(self.environments[index])
+            end(self.environments[index], self.processes[name])
             self.environments[index] = self.start_environment(index)
-            self.processes[name] = wait_ready(name, self.environments[index])
+            self.processes |= wait_ready({name: self.environments[index]})
         for bell in (*self.policy_bells, *self.environment_bells):
             bell.drain()
         # All begin fresh episodes, after those that they had begun.
