@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, end, reason, silence, wait_ready
+from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, end, reason, silence
 from training.pipeline.block import unlink
 from training.pipeline.board import Board, Doing
 from training.pipeline.dispatcher import Dispatcher
@@ -89,6 +89,8 @@ class Asynchronous(Engine):
             self._mend([future for future in done if future in self.serving])
         updates: list[Update] = collect({name: future for future, name in futures.items()})
         self.dispatcher.release(iteration)
+        for name, why in self.leaking().items():
+            self._replace(name, why)
         self.failed = 0
         return self._report(iteration), updates[0]
 
@@ -131,19 +133,22 @@ class Asynchronous(Engine):
                     f"workers failed {self.failed} times in an iteration, at last the {name}: {why}", code="WORKER",
                     remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
                 )  # fmt: skip
-            print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
-            self.serving = {future: who for future, who in self.serving.items() if who != name}
-            if name == POLICY:
-                self._replace_policy()
-            else:
-                self._replace_environment(int(name.rsplit(" ", 1)[1]))
+            self._replace(name, why)
+
+    def _replace(self, name: str, why: str) -> None:
+        print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
+        self.serving = {future: who for future, who in self.serving.items() if who != name}
+        if name == POLICY:
+            self._replace_policy()
+        else:
+            self._replace_environment(int(name.rsplit(" ", 1)[1]))
 
     def _replace_policy(self) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
         end(self.policies[0], self.processes[POLICY])
         self.board.reset([self.board.policy], Doing.IDLE)
         self.policies[0] = self.start_policy(0)
-        self.processes |= wait_ready({POLICY: self.policies[0]})
+        self.set_up({POLICY: self.policies[0]})
         self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _replace_environment(self, index: int) -> None:
@@ -154,7 +159,7 @@ class Asynchronous(Engine):
         self.board.reset(lanes, Doing.THROTTLED)
         forwards = int(self.board["forwards"][0])
         self.environments[index] = self.start_environment(index)
-        self.processes |= wait_ready({name: self.environments[index]})
+        self.set_up({name: self.environments[index]})
         # The policy may still have been deciding for them.
         self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
         self.dispatcher.reclaim(lost)

@@ -13,6 +13,7 @@ from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import collect, end, wait_ready
 from training.pipeline.bell import Bell
 from training.pipeline.block import RolloutBlock, unlink
+from training.pipeline.leaks import grown, refuse_grown
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.weights import WeightsBlock
 from training.workers.episodes import EpisodeLog
@@ -68,7 +69,7 @@ class Engine(ABC):
         self.learners: list[Any] = [self.start_learner(rank) for rank in range(len(self.crew.learners))]
         self.processes: dict[str, int] = {}
         try:
-            self.processes |= wait_ready(self.workers())
+            self.set_up(self.workers())
         except BaseException:
             self.close()
             raise
@@ -77,6 +78,17 @@ class Engine(ABC):
         everyone = {f"environment worker {i}": w for i, w in enumerate(self.environments)}
         everyone |= {f"policy worker {i}": w for i, w in enumerate(self.policies)}
         return everyone | {f"learner {i}": w for i, w in enumerate(self.learners)}
+
+    def set_up(self, workers: dict[str, Any]) -> None:
+        """Wait until workers are ready. An environment worker has to begin within its bound of memory."""
+        ready = wait_ready(workers)
+        self.processes |= ready
+        refuse_grown(_simulating(ready), self.placement.worker_memory_gib)
+
+    def leaking(self) -> dict[str, str]:
+        """Environment workers that have grown too large, with reasons."""
+        found = grown(_simulating(self.processes), self.placement.worker_memory_gib)
+        return {name: f"it has grown to {own:.2f} GiB" for name, own in found.items()}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -124,3 +136,7 @@ class Engine(ABC):
         for bell in self.policy_bells:
             bell.close()
         shutil.rmtree(self.bells, ignore_errors=True)
+
+
+def _simulating(processes: dict[str, int]) -> dict[str, int]:
+    return {name: process for name, process in processes.items() if name.startswith("environment")}

@@ -7,7 +7,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from training.pipeline.actors import WorkerLost, actor, collect, end, reason, wait_ready, worker_error
+from training.pipeline.actors import WorkerLost, actor, collect, end, reason, worker_error
 from training.pipeline.bell import ABORT, REMEDY, Bell, PipelineAborted, PipelineTimeout
 from training.pipeline.engine import RESTARTS, Engine, Rollout
 from training.pipeline.placement import EngineError
@@ -70,7 +70,12 @@ class Synchronous(Engine):
         super().close()
 
     def rollout(self, iteration: int) -> Rollout:
-        """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew."""
+        """T decisions in every slot. Workers that crash or hang are replaced and the iteration begun anew.
+
+        So are workers that have grown too large, before it begins: all slots lose the episodes that they are in.
+        """
+        if leaking := {self._number(name): why for name, why in self.leaking().items()}:
+            self._replace(leaking)
         for _ in range(RESTARTS + 1):
             began = time.perf_counter()
             if self.fresh:
@@ -157,7 +162,7 @@ class Synchronous(Engine):
             print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
             end(self.environments[index], self.processes[name])
             self.environments[index] = self.start_environment(index)
-            self.processes |= wait_ready({name: self.environments[index]})
+            self.set_up({name: self.environments[index]})
         for bell in (*self.policy_bells, *self.environment_bells):
             bell.drain()
         # All begin fresh episodes, after those that they had begun.
