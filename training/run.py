@@ -1,6 +1,5 @@
 """A run is a folder: resolved configuration, metrics, states to resume from, the bundle."""
 
-import fcntl
 import json
 import math
 import shutil
@@ -10,12 +9,13 @@ from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training import metrics
+from training.lock import LOCK, hold
 from vla import options
 from vla.errors import SimrealError
 from vla.results import write_json
 
 KEEP = 2  # states
-LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder, write the configuration, and keep other processes out until this one ends."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.out / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SimrealError(
-                f"another process is at work in {self.out}", code="RUN_BUSY",
-                remedy="Wait for it or stop it; `vla train` on a free folder goes on where it stopped.",
-            ) from error  # fmt: skip
+        self._lock = hold(self.out)
         write_json(self.out / "config.json", self.config)
 
     def latest(self) -> Path | None:
@@ -82,16 +75,8 @@ class RunFolder:
             shutil.rmtree(old)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary for each iteration so far, None for what is unknown; a line cut by a kill is left out."""
-        file = self.out / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """One dictionary for each iteration so far."""
+        return metrics.read(self.out)
 
     def forget_after(self, iteration: int) -> None:
         """Drop the metrics of iterations that will be repeated."""
@@ -99,11 +84,11 @@ class RunFolder:
         text = "".join(json.dumps(r) + "\n" for r in rows)
         temporary = self.out / "metrics.tmp"
         temporary.write_text(text)
-        temporary.rename(self.out / "metrics.jsonl")
+        temporary.rename(self.out / metrics.FILE)
 
     def log(self, iteration: int, row: dict[str, float]) -> None:
         """Append to metrics.jsonl and TensorBoard."""
-        with (self.out / "metrics.jsonl").open("a") as file:
+        with (self.out / metrics.FILE).open("a") as file:
             known = {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
             file.write(json.dumps({"iteration": iteration, **known}) + "\n")
         if self._writer is None:

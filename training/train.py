@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> None:
 
 
 def _persevere(config: TrainConfig, run: RunFolder, console: Console) -> None:
-    """Learn to the end. When a worker is lost that its schedule can't replace, all start anew from the last state."""
+    """Learn to the end. When a worker is lost that its schedule can't replace, all start again from the last state."""
     failed, latest = 0, run.latest()
     began = time.perf_counter() - run.totals().elapsed_s
     while True:
@@ -98,7 +98,7 @@ def _persevere(config: TrainConfig, run: RunFolder, console: Console) -> None:
             if failed > RESTARTS:
                 raise
             console.print(
-                f"{error.args[0]}; all workers start anew ({failed} of {RESTARTS} times without a complete iteration)",
+                f"{error.args[0]}; all workers start again ({failed} of {RESTARTS} times without a complete iteration)",
                 highlight=False,
             )
 
@@ -123,16 +123,16 @@ def _learn(config: TrainConfig, run: RunFolder, engine: Engine, began: float, co
     for iteration in range(first, config.iterations):
         rollout, update = engine.iterate(iteration)
         write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
-        row = summarize(rollout, update.metrics)
+        row = summarize(rollout, update.metrics) | engine.use()
         env_steps += int(row["rollout/env_steps"])
         row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
         state = run.begin_state()
         engine.save(state)
         run.log(iteration, row)
         run.commit_state(state, Totals(iteration, engine.counters().tolist(), env_steps, row["time/elapsed_s"]))
+        engine.timeline.keep(iteration)
         console.print(_line(iteration, config.iterations, row), highlight=False)
     engine.export(config.out / "checkpoint", _curve(run.metrics()), run.config)
-
 
 
 def summarize(rollout: Rollout, update: dict[str, float]) -> dict[str, float]:

@@ -67,10 +67,10 @@ def test_after_a_killed_learner_and_a_stopped_policy_worker_all_start_anew(start
     )  # fmt: skip
     run.wait_for((run.out / "processes.json").exists)
     name, _ = strike(run, "learner")  # at once: there may be no state yet
-    assert f"the {name} failed: its process died; all workers start anew (1 of 3 " in run.text
+    assert f"the {name} failed: its process died; all workers start again (1 of 3 " in run.text
     run.wait_iterations(2)
     name, stopped = strike(run, "policy worker", signal.SIGSTOP)
-    assert f"the {name} does not answer; all workers start anew (1 of 3 " in run.text
+    assert f"the {name} does not answer; all workers start again (1 of 3 " in run.text
     assert not psutil.pid_exists(stopped)
     assert run.finish() == 0, run.text
     assert f"resuming {run.out} at iteration " in run.text

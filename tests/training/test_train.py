@@ -1,5 +1,6 @@
 """`vla train` as its user runs it: it learns, it resumes from any kill, and it says what is wrong."""
 
+import io
 import json
 import os
 import signal
@@ -10,11 +11,16 @@ import psutil
 import pytest
 import ray
 from point_env import untrained
+from rich.console import Console
 from train_run import Run, Start
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.placement import PlacementConfig
+from training.pipeline.status import Doing
+from training.pipeline.timeline import kept, read
+from training.report import ReportConfig, report
 from training.run import RunFolder, Totals
+from training.top import view
 from training.train import EnvConfig, TrainConfig, train
 from vla import configuration
 from vla.checkpoint import load
@@ -125,6 +131,28 @@ def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: St
     load(second.out / "checkpoint", None)
     assert not psutil.wait_procs(orphans, timeout=10)[1], "workers of the killed driver are still there"
 
+@pytest.mark.parametrize("schedule", ["pipelined", "asynchronous"])
+def test_one_sees_who_does_what_during_a_run_and_after_it(start: Start, schedule: str) -> None:
+    run = start(f"placement={schedule}", "iterations=10", "env.settings.pause_s=0.03", "placement.learners=2")
+    run.wait_for(lambda: len(run.rows) >= 2)
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(view(run.out))
+    said = console.export_text()
+    stepping = "environment worker 0" if schedule == "pipelined" else "lane 0"
+    assert all(name in said for name in (stepping, "policy worker 0", "learner 1", "driver", "wait for the policy"))
+    assert all(f"{stage} 0%" not in said for stage in ("environments", "policy", "learners")), said
+    assert run.finish() == 0, run.text
+    assert all(0 < row[f"use/{stage}"] < 1 for row in run.rows for stage in ("environments", "policy", "learners"))
+    for row in run.rows:  # what the stages say fits the rollout, but for calls to and fro
+        parts = row["time/env_step_s"] + row["time/env_wait_s"] + row.get("time/env_throttled_s", 0.0)
+        assert 0.5 * row["time/rollout_s"] < parts < 1.05 * row["time/rollout_s"] + 0.1
+    intervals = read(run.out / "timeline", kept(run.out / "timeline")[-2:])
+    seen = {(interval.name, interval.doing) for interval in intervals}
+    assert {(stepping, Doing.STEPPING), ("policy worker 0", Doing.DECIDING), ("learner 1", Doing.UPDATING)} < seen
+    report(ReportConfig(run.out))
+    assert "trace.json" in (run.out / "report.html").read_text() and (run.out / "trace.json").exists()
+
+
 
 def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp_path: Path) -> None:
     trouble = tmp_path / "trouble"
@@ -136,7 +164,7 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert run.finish() == 2, run.text
     good = len(run.rows)
     assert f"vla: [NAN_LOSS] the loss is not finite in iteration {good}, epoch 0, minibatch 0" in run.text
-    assert "value_loss nan" in run.text and "start anew" not in run.text
+    assert "value_loss nan" in run.text and "workers start again" not in run.text
     saved = sorted((run.out / "states").glob("iteration_*"))
     assert saved[-1].name == f"iteration_{good - 1:06d}"
     assert {"learner.safetensors", "critic.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}

@@ -53,17 +53,11 @@ def actor(cls: type, threads: int, gpu: int | None = None) -> Any:
 
 
 def end(worker: Any, process: int | None) -> None:
-    """Kill an actor. One that is stopped doesn't hear Ray; the system ends it, if its process is known."""
+    """Kill an actor. One that is stopped does not hear Ray: the system has to end it, if its process is known."""
     ray.kill(worker)
     with contextlib.suppress(psutil.NoSuchProcess):
-        if process is not None and (there := psutil.Process(process)).name().startswith("ray::"):
+        if process is not None and (there := psutil.Process(process)).status() == psutil.STATUS_STOPPED:
             there.kill()
-
-
-def wait_ready(workers: dict[str, Any], seconds: float = 600.0) -> dict[str, int]:
-    """The process ids of actors, once all are set up."""
-    futures = {name: worker.ready.remote() for name, worker in workers.items()}
-    return dict(zip(workers, collect(futures, seconds), strict=True))
 
 
 def collect(futures: dict[str, Any], seconds: float = UPDATE_DEADLINE_S) -> list[Any]:

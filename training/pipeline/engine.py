@@ -10,18 +10,31 @@ from typing import Any
 import numpy as np
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.actors import collect, end, wait_ready
+from training.pipeline.actors import collect, end
 from training.pipeline.bell import Bell
 from training.pipeline.block import RolloutBlock, unlink
 from training.pipeline.leaks import grown, refuse_grown
 from training.pipeline.placement import PlacementConfig, plan
+from training.pipeline.status import Clock, Doing, Status, shares
+from training.pipeline.timeline import Timeline
 from training.pipeline.weights import WeightsBlock
 from training.workers.episodes import EpisodeLog
 from training.workers.learner import LearnerOptions, Update
-from training.workers.policy import PolicyLog, PolicyOptions
+from training.workers.policy import PolicyOptions
 from vla.lora import FULL, Lora
+from vla.results import write_json
 
 RESTARTS = 3  # for one iteration
+START_S = 600.0  # for a worker to be set up
+
+
+@dataclass(frozen=True)
+class PolicyLog:
+    """Seconds that the policy decided, and waited for environments, in an iteration; forward passes."""
+
+    forward_s: float
+    wait_s: float
+    forwards: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Engine(ABC):
         slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int,
         iterations: int, lora: Lora = FULL,
     ):  # fmt: skip
-        self.environment, self.settings, self.variant, self.seed = environment, settings, variant, seed
+        self.run, self.environment, self.settings, self.variant, self.seed = run, environment, settings, variant, seed
         self.slots, self.placement = slots, placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement, lora)
         self.codec, self.shape, self.crew = checked.codec, checked.shape, checked.crew
@@ -53,6 +66,7 @@ class Engine(ABC):
         self.policy_bells = [Bell(self.bells / f"policy{i}") for i in range(len(self.crew.policies))]
         self.block = RolloutBlock(self.shape, self.name, create=True)
         self.weights = WeightsBlock(checked.weights, f"{self.name}_weights", create=True)
+        self._open_status()
         sent = checked.weights, f"{self.name}_weights"
         self.policy_options = PolicyOptions(
             str(checkpoint), *sent, algorithm.temperature, seed, placement.policy_threads, placement.deadline_s, lora,
@@ -70,18 +84,40 @@ class Engine(ABC):
         self.processes: dict[str, int] = {}
         try:
             self.set_up(self.workers())
+            self.clock.lap()
         except BaseException:
             self.close()
             raise
 
+    def _open_status(self) -> None:
+        rows = [*(row for name in self.names() for row in self.rows_of(name)), "driver"]
+        block = f"{self.name}_status"
+        unlink(block)  # so that nobody finds the new rows and an old block
+        write_json(self.run / "status.json", {"block": block, "rows": rows})
+        self.status = Status(rows, block, create=True)
+        self.row, self.clock = self.status.row("driver"), Clock(self.status)
+        self.timeline = Timeline(self.run / "timeline", self.status)
+
+    def names(self) -> list[str]:
+        """Of all workers."""
+        crew = self.crew
+        return [
+            *(f"environment worker {i}" for i in range(len(crew.environments))),
+            *(f"policy worker {i}" for i in range(len(crew.policies))),
+            *(f"learner {i}" for i in range(len(crew.learners))),
+        ]
+
+    def rows_of(self, name: str) -> list[str]:
+        """Of a worker, on the status board."""
+        return [name]
+
     def workers(self) -> dict[str, Any]:
-        everyone = {f"environment worker {i}": w for i, w in enumerate(self.environments)}
-        everyone |= {f"policy worker {i}": w for i, w in enumerate(self.policies)}
-        return everyone | {f"learner {i}": w for i, w in enumerate(self.learners)}
+        return dict(zip(self.names(), (*self.environments, *self.policies, *self.learners), strict=True))
 
     def set_up(self, workers: dict[str, Any]) -> None:
         """Wait until workers are ready. An environment worker has to begin within its bound of memory."""
-        ready = wait_ready(workers)
+        futures = {name: worker.ready.remote(self.status, self.rows_of(name)) for name, worker in workers.items()}
+        ready = dict(zip(workers, collect(futures, START_S), strict=True))
         self.processes |= ready
         refuse_grown(_simulating(ready), self.placement.worker_memory_gib)
 
@@ -89,6 +125,10 @@ class Engine(ABC):
         """Environment workers that have grown too large, with reasons."""
         found = grown(_simulating(self.processes), self.placement.worker_memory_gib)
         return {name: f"it has grown to {own:.2f} GiB" for name, own in found.items()}
+
+    def use(self) -> dict[str, float]:
+        """How busy environments, policy and learners were since the last call, as metrics."""
+        return {f"use/{stage}": share for stage, share in shares(self.status.rows, *self.clock.lap()).items()}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -116,7 +156,8 @@ class Engine(ABC):
         """Go on with this iteration; every slot goes on with its next episode."""
 
     def save(self, folder: Path) -> None:
-        collect({f"learner {i}": w.save.remote(str(folder)) for i, w in enumerate(self.learners)})
+        with self.row.during(Doing.SAVING):
+            collect({f"learner {i}": w.save.remote(str(folder)) for i, w in enumerate(self.learners)})
 
     def restore(self, folder: Path, iteration: int, counters: list[int]) -> None:
         """Weights and optimizer of a state saved before this iteration."""
@@ -124,15 +165,18 @@ class Engine(ABC):
         self.resume(iteration, np.asarray(counters, np.int64))
 
     def export(self, folder: Path, curve: dict[str, Any], config: dict[str, Any]) -> None:
-        collect({f"learner {i}": w.export.remote(str(folder), curve, config) for i, w in enumerate(self.learners)})
+        exports = {f"learner {i}": w.export.remote(str(folder), curve, config) for i, w in enumerate(self.learners)}
+        with self.row.during(Doing.SAVING):
+            collect(exports)
 
     def close(self) -> None:
         for name, worker in self.workers().items():
             end(worker, self.processes.get(name))
         self.block.close()
         self.weights.close()
-        unlink(self.name)
-        unlink(f"{self.name}_weights")
+        self.status.close()
+        for name in (self.name, f"{self.name}_weights", f"{self.name}_status"):
+            unlink(name)
         for bell in self.policy_bells:
             bell.close()
         shutil.rmtree(self.bells, ignore_errors=True)

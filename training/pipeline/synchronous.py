@@ -1,6 +1,5 @@
 """The synchronous schedules, sequential and pipelined: a rollout of all environments, then an update."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,13 @@ from ray.exceptions import RayError
 
 from training.pipeline.actors import WorkerLost, actor, collect, end, reason, worker_error
 from training.pipeline.bell import ABORT, REMEDY, Bell, PipelineAborted, PipelineTimeout
-from training.pipeline.engine import RESTARTS, Engine, Rollout
+from training.pipeline.engine import RESTARTS, Engine, PolicyLog, Rollout
 from training.pipeline.placement import EngineError
+from training.pipeline.status import Clock, Doing
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker
+from training.workers.episodes import EpisodeLog
 from training.workers.learner import Learner, Update
-from training.workers.policy import PolicyLog, PolicyWorker
+from training.workers.policy import PolicyWorker
 
 
 class Synchronous(Engine):
@@ -77,19 +78,20 @@ class Synchronous(Engine):
         if leaking := {self._number(name): why for name, why in self.leaking().items()}:
             self._replace(leaking)
         for _ in range(RESTARTS + 1):
-            began = time.perf_counter()
+            clock = Clock(self.status)
             if self.fresh:
                 self.block.clear()
             else:
                 self.block.carry_over()
             futures = self._launch(iteration)
-            failures = self._watch(futures)
+            with self.row.during(Doing.ROLLING_OUT, iteration):
+                failures = self._watch(futures)
             if not failures:
                 self.fresh = False
                 found = ray.get(list(futures))
-                logs, policies = found[: len(self.environments)], found[len(self.environments) :]
+                logs, forwards = found[: len(self.environments)], sum(found[len(self.environments) :])
                 self.begun = [log.begun for log in logs]
-                return Rollout(logs, PolicyLog.mean(policies), time.perf_counter() - began)
+                return self._report(logs, forwards, *clock.lap())
             self._replace(failures)
         raise EngineError(
             f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
@@ -97,9 +99,19 @@ class Synchronous(Engine):
             remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
         )  # fmt: skip
 
+    def _report(self, logs: list[EpisodeLog], forwards: int, seconds: np.ndarray, passed: float) -> Rollout:
+        """seconds `[rows, Doing]` that passed meanwhile."""
+        for log, row in zip(logs, seconds, strict=False):  # environment workers have the first rows
+            log.step_s, log.wait_s = float(row[Doing.STEPPING]), float(row[Doing.ASKING])
+        begin = len(logs)
+        policy = seconds[begin : begin + len(self.policies)].mean(0)  # theirs are the next ones
+        spent = float(policy[Doing.DECIDING]), float(policy[Doing.GATHERING])
+        return Rollout(logs, PolicyLog(*spent, forwards), passed, {"time/policy_load_s": float(policy[Doing.LOADING])})
+
     def update(self, iteration: int) -> Update:
         """One update of all learners; the policy workers take the new weights over before their next decision."""
-        updates = collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
+        with self.row.during(Doing.LEARNING, iteration):
+            updates = collect({f"learner {i}": w.update.remote(iteration) for i, w in enumerate(self.learners)})
         first: Update = updates[0]
         return first
 
@@ -118,10 +130,13 @@ class Synchronous(Engine):
         failures: dict[int, str] = {}
         silent: PipelineTimeout | None = None
         patience = self.placement.deadline_s
+        turns = 0
         while waiting:
             if all(futures[f].startswith("environment") and self._number(futures[f]) in failures for f in waiting):
                 break  # they hang, and it is known already
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else 3 * patience)
+            if not done and not failures and silent is None and turns != (turns := int(self.status["turns"].sum())):
+                continue  # nobody is ready, but there is progress
             if not done:  # asked to give up and still busy: it hangs
                 for future in waiting:
                     failures.setdefault(self._number(futures[future]), "does not answer")
@@ -161,6 +176,7 @@ class Synchronous(Engine):
             name = f"environment worker {index}"
             print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
             end(self.environments[index], self.processes[name])
+            self.status.turn(name, Doing.STARTING)
             self.environments[index] = self.start_environment(index)
             self.set_up({name: self.environments[index]})
         for bell in (*self.policy_bells, *self.environment_bells):

@@ -1,6 +1,5 @@
 """The learner: data-parallel PPO updates straight from the rollout block."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,16 @@ from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.status import Doing
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
 from training.workers import gap, sharding
 from training.workers.critic import LossError, PrivilegedCritic, value_weight
 from training.workers.gap import LogProbGap
+from training.workers.meeting import meet
 from training.workers.memory import FRAME, Memory
 from training.workers.precision import Precision
 from training.workers.room import Room
+from training.workers.watched import Watched
 from vla import lora
 from vla.lora import FULL, Lora
 from vla.policy import Policy
@@ -94,7 +96,7 @@ class Targets:
     mask: torch.Tensor
 
 
-class Learner:
+class Learner(Watched):
     """Runs in a Ray actor of its own, one for each rank."""
 
     def __init__(self, rank: int, options: LearnerOptions, device: str, shape: RolloutShape, block: str):
@@ -120,7 +122,7 @@ class Learner:
             model.checkpoint_gradients()
         self.precision = Precision(model)
         if self.world > 1:
-            self._meet(options.rendezvous)
+            meet(options.rendezvous, rank, self.world, self.device)
         self.is_sharded = options.shard and self.world > 1
         if self.is_sharded:
             sharding.shard(model, self.device, self.world, self.precision.kind, keep_trained=bool(adapters.rank))
@@ -146,17 +148,6 @@ class Learner:
         self.memory = Memory(config.perception_memory // self.world)
         self.gap: LogProbGap | None = None  # while it is wanted
 
-    def _meet(self, rendezvous: str) -> None:
-        """Join the other learners."""
-        how = "nccl" if self.device.type == "cuda" else "gloo"
-        if how == "nccl":
-            torch.cuda.set_device(self.device)
-        dist.init_process_group(how, init_method=f"file://{rendezvous}", rank=self.rank, world_size=self.world)
-
-    def ready(self) -> int:
-        """The process id, once everything is set up."""
-        return os.getpid()
-
     def publish(self, version: int) -> None:
         """Offer the weights after `version` updates to the policy worker; those of rank 0 stand for all."""
         offered = sent(self.policy.model, self.adapters)
@@ -167,6 +158,7 @@ class Learner:
 
     def update(self, iteration: int) -> Update:
         """All epochs on the rollout in the block."""
+        self.row.turn_to(Doing.UPDATING, iteration)
         began = time.perf_counter()
         if self.room is not None:
             self.room.enter()
@@ -240,6 +232,7 @@ class Learner:
             updates=float(len(totals.get("loss", ()))), last_kl=totals.get("approx_kl", [0.0])[-1],
             update_s=time.perf_counter() - began,
         )  # fmt: skip
+        self.row.turn_to(Doing.IDLE)
         return Update(metrics)
 
     def _weights(self, executed: torch.Tensor) -> torch.Tensor:
@@ -428,7 +421,8 @@ class Learner:
         elif self.world > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
             flat = torch.cat([*(g.flatten() for g in gradients), torch.stack([*numbers.values()])])
-            dist.all_reduce(flat)
+            with self.row.during(Doing.AVERAGING):
+                dist.all_reduce(flat)
             flat /= self.world
             offset = 0
             for gradient in gradients:
@@ -441,13 +435,14 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Weights that are trained, and optimizers."""
-        for name, module, optimizer in self._parts():
-            if self.is_sharded and not self.adapters.rank:
-                sharding.save(Path(folder), name, self.rank, self.world, module, optimizer)
-            elif self.rank == 0:
-                state.save(Path(folder) / f"{name}.safetensors", module, optimizer, 0)
-        if self.critic is not None and self.rank == 0:
-            self.critic.save(Path(folder))
+        with self.row.during(Doing.SAVING):
+            for name, module, optimizer in self._parts():
+                if self.is_sharded and not self.adapters.rank:
+                    sharding.save(Path(folder), name, self.rank, self.world, module, optimizer)
+                elif self.rank == 0:
+                    state.save(Path(folder) / f"{name}.safetensors", module, optimizer, 0)
+            if self.critic is not None and self.rank == 0:
+                self.critic.save(Path(folder))
 
     def restore(self, folder: str, iteration: int) -> None:
         """What `save` wrote before this iteration; the policy worker gets the weights, too."""
