@@ -1,4 +1,4 @@
-"""A run as one page: `vla report` writes report.html (self-contained) and report.json."""
+"""A run as one page: `vla report` writes report.html and, of a quickstart, report.json."""
 
 import base64
 import html
@@ -12,7 +12,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from training import metrics
 from training.evaluate import AXES, CONTROLS, OUT_OF_DISTRIBUTION
+from training.trace import publish
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import VARIANTS
@@ -33,16 +35,19 @@ figure video{width:192px}small{color:#666}"""
 class ReportConfig:
     """Options of `vla report`.
 
-    run: folder of a quickstart, or of a recipe run by hand: the imitation's and PPO's evaluation as sft.json and
-        rl.json, PPO's run as rl.
+    run: folder of a `vla train`; of a quickstart; or of a recipe run by hand: the imitation's and PPO's evaluation as
+        sft.json and rl.json, PPO's run as rl.
     """
 
     run: Path = Path("runs/quickstart")
 
 
 def report(config: ReportConfig) -> None:
-    """Write report.html and report.json into the run's folder."""
+    """Write what there is to report into the run's folder."""
     run = config.run
+    if any("rollout/success" in row for row in metrics.read(run)[:1]):
+        _write(run / "report.html", render_training(run))
+        return
     files = {name: run / f"{name}.json" for name in ("sft", "rl")}
     bundle = run / "rl" / "checkpoint" / "provenance.json"
     missing = [str(f) for f in (*files.values(), bundle) if not f.exists()]
@@ -52,7 +57,7 @@ def report(config: ReportConfig) -> None:
             remedy=f"Run `vla quickstart out={run}` first; it goes on where it stopped.",
         )  # fmt: skip
     scores = {name: json.loads(files[name].read_text()) for name in ("sft", "rl")}
-    rows = [json.loads(line) for line in (run / "rl" / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics.read(run / "rl")
     provenance = json.loads(bundle.read_text())
     usage = run / "usage.json"  # of the quickstart
     learning = {"wall_s": rows[-1]["time/elapsed_s"], "env_steps": rows[-1]["time/total_env_steps"]}
@@ -68,14 +73,11 @@ def report(config: ReportConfig) -> None:
         **(json.loads(usage.read_text()) if usage.exists() else learning),
     }
     write_json(run / "report.json", summary)
-    page = render(scores, rows, summary, run / "videos")
-    temporary = run / "report.tmp"
-    temporary.write_text(page)
-    temporary.rename(run / "report.html")
+    _write(run / "report.html", render(scores, rows, summary, run))
 
 
 def render(
-    scores: Mapping[str, Any], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any], videos: Path
+    scores: Mapping[str, Any], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any], run: Path
 ) -> str:
     """The page as a string."""
     gain = {a: summary["rl"][a]["rate"] - summary["sft"][a]["rate"] for a in AXES}
@@ -94,9 +96,47 @@ def render(
         "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. An axis "
         "pools its variants. Blind: black images. Wrong instruction: it names the other object. Both should fail."
         "</small></p>",
-        _clips(videos),
+        _clips(run / "videos"),
+        _timeline(run / "rl", "rl/trace.json"),
     ]
+    return _page(parts)
+
+
+def render_training(run: Path) -> str:
+    """The page of a `vla train` alone, finished or not."""
+    rows = metrics.read(run)
+    last = rows[-1]
+    parts = [
+        f"<h1>Reinforcement learning in {html.escape(str(run))}</h1>",
+        f"<p>{len(rows)} iterations, {int(last['time/total_env_steps']):,} environment steps, "
+        f"{last['time/elapsed_s'] / 60:.0f} minutes.</p>",
+        f'<img src="{_png(curve_figure(rows, {}))}" alt="learning curve">',
+        _timeline(run, "trace.json"),
+    ]
+    return _page(parts)
+
+
+def _page(parts: Sequence[str]) -> str:
     return f"<!doctype html><meta charset=utf-8><title>simreal report</title><style>{STYLE}</style>{''.join(parts)}"
+
+
+def _timeline(run: Path, link: str) -> str:
+    """Who did what in the last iterations, and a link to the trace of all that are kept."""
+    figure = publish(run)
+    if figure is None:
+        return ""
+    return (
+        f'<h2>Who did what</h2><img src="{_png(figure)}" alt="timeline"><p><small>The last iterations that '
+        f'have ended. More: <a href="{link}">{link}</a>, which <a href="https://ui.perfetto.dev">Perfetto</a> '
+        "opens.</small></p>"
+    )
+
+
+def _write(file: Path, page: str) -> None:
+    """Write beside and rename."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(page)
+    temporary.rename(file)
 
 
 def curve_figure(rows: Sequence[Mapping[str, float]], scores: Mapping[str, Any]) -> plt.Figure:
@@ -110,7 +150,8 @@ def curve_figure(rows: Sequence[Mapping[str, float]], scores: Mapping[str, Any])
         x = np.array([r[key] for r in rows], float) * scale
         axis.plot(x, success, color="#9db4d0", linewidth=1, label="each iteration (sampled actions)")
         axis.plot(x, smooth(success), color="#1f5fa8", linewidth=2, label="mean of 9 iterations")
-        for name, color in (("sft", "#b5533c"), ("rl", "#2e7d4f")):
+        for name in scores:
+            color = {"sft": "#b5533c", "rl": "#2e7d4f"}[name]
             rate = scores[name]["axes"]["in_distribution"]["rate"]
             axis.axhline(rate, color=color, linestyle="--", linewidth=1, label=f"{name} evaluated (greedy)")
         axis.set_xlabel(label)

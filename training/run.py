@@ -1,20 +1,31 @@
 """A run is a folder: resolved configuration, metrics, states to resume from, the bundle."""
 
-import fcntl
 import json
 import math
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training import metrics
+from training.lock import LOCK, hold
 from vla import options
 from vla.errors import SimrealError
 from vla.results import write_json
 
 KEEP = 2  # states
-LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of a run up to a state. iteration: the last one. counters: episodes begun in every slot."""
+
+    iteration: int = -1
+    counters: list[int] = field(default_factory=list)
+    env_steps: int = 0
+    elapsed_s: float = 0.0
 
 
 class RunFolder:
@@ -36,14 +47,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder, write the configuration, and keep other processes out until this one ends."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.out / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SimrealError(
-                f"another process is at work in {self.out}", code="RUN_BUSY",
-                remedy="Wait for it or stop it; `vla train` on a free folder goes on where it stopped.",
-            ) from error  # fmt: skip
+        self._lock = hold(self.out)
         write_json(self.out / "config.json", self.config)
 
     def latest(self) -> Path | None:
@@ -58,24 +62,21 @@ class RunFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit_state(self, temporary: Path, iteration: int, counters: dict[str, Any]) -> None:
+    def totals(self) -> Totals:
+        """What the newest complete state has seen; before the first iteration, none of them."""
+        latest = self.latest()
+        return Totals() if latest is None else Totals(**json.loads((latest / "state.json").read_text()))
+
+    def commit_state(self, temporary: Path, totals: Totals) -> None:
         """Rename the state to its final name; older ones go."""
-        write_json(temporary / "state.json", counters)
-        temporary.rename(self.out / "states" / f"iteration_{iteration:06d}")
+        write_json(temporary / "state.json", asdict(totals))
+        temporary.rename(self.out / "states" / f"iteration_{totals.iteration:06d}")
         for old in sorted((self.out / "states").glob("iteration_*"))[:-KEEP]:
             shutil.rmtree(old)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary for each iteration so far, None for what is unknown; a line cut by a kill is left out."""
-        file = self.out / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """One dictionary for each iteration so far."""
+        return metrics.read(self.out)
 
     def forget_after(self, iteration: int) -> None:
         """Drop the metrics of iterations that will be repeated."""
@@ -83,11 +84,11 @@ class RunFolder:
         text = "".join(json.dumps(r) + "\n" for r in rows)
         temporary = self.out / "metrics.tmp"
         temporary.write_text(text)
-        temporary.rename(self.out / "metrics.jsonl")
+        temporary.rename(self.out / metrics.FILE)
 
     def log(self, iteration: int, row: dict[str, float]) -> None:
         """Append to metrics.jsonl and TensorBoard."""
-        with (self.out / "metrics.jsonl").open("a") as file:
+        with (self.out / metrics.FILE).open("a") as file:
             known = {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
             file.write(json.dumps({"iteration": iteration, **known}) + "\n")
         if self._writer is None:

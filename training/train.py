@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import numpy as np
 from rich.console import Console
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.actors import ray_session
+from training.pipeline.actors import WorkerLost, ray_session
 from training.pipeline.asynchronous import Asynchronous
+from training.pipeline.bell import PipelineTimeout
 from training.pipeline.cluster import LOCAL
 from training.pipeline.crew import Crew, Node, here, picture
-from training.pipeline.engine import Engine, Rollout
+from training.pipeline.engine import RESTARTS, Engine, Rollout
 from training.pipeline.placement import PlacementConfig, plan
 from training.pipeline.synchronous import Synchronous
-from training.run import RunFolder
+from training.run import RunFolder, Totals
 from training.start import untrained
 from vla import options
 from vla.cli import Command
@@ -97,43 +99,9 @@ def train(config: TrainConfig) -> None:
             if checkpoint.is_relative_to(aside):
                 part = shutil.copytree(checkpoint, config.out / f".{START}.part", dirs_exist_ok=True)
                 checkpoint = part.rename(config.out / START)
-            _learn(config, run, checkpoint, nodes, console)
-    console.print(f"written to {config.out}/checkpoint")
-
-
-def _learn(config: TrainConfig, run: RunFolder, checkpoint: Path, nodes: Sequence[Node], console: Console) -> None:
-    """All iterations, from where the run stopped."""
-    engine = SCHEDULES[config.placement.schedule](
-        checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
-        config.slots, config.decisions, config.algorithm, config.placement, config.seed,
-        config.iterations, config.lora, nodes,
-    )  # fmt: skip
-    first, env_steps, elapsed = _resume(run, engine)
-    if first:
-        console.print(f"resuming {config.out} at iteration {first}")
-    began = time.perf_counter() - elapsed
-    write_json(config.out / "processes.json", engine.processes)
-    for iteration in range(first, config.iterations):
-        rollout, update = engine.iterate(iteration)
-        write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
-        row = summarize(rollout, update.metrics)
-        env_steps += int(row["rollout/env_steps"])
-        row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
-        state = run.begin_state()
-        engine.save(state)
-        totals = {
-            "iteration": iteration,
-            "counters": engine.counters().tolist(),
-            "env_steps": env_steps,
-            "elapsed_s": row["time/elapsed_s"],
-        }
-        run.log(iteration, row)
-        run.commit_state(state, iteration, totals)
-        console.print(_line(iteration, config.iterations, row), highlight=False)
-    rows = run.metrics()
-    engine.export(config.out / "checkpoint", _curve(rows), run.config)
-    engine.close()
+            _persevere(config, run, checkpoint, nodes, console)
     run.close()
+    console.print(f"written to {config.out}/checkpoint")
 
 
 def _start(config: TrainConfig, aside: Path) -> Path:
@@ -163,18 +131,57 @@ def _check(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node]) -> Crew
     ).crew  # fmt: skip
 
 
-def _resume(run: RunFolder, engine: Engine) -> tuple[int, int, float]:
-    """Restore the newest state; returns the next iteration, environment steps and seconds so far."""
-    import json
+def _persevere(
+    config: TrainConfig, run: RunFolder, checkpoint: Path, nodes: Sequence[Node], console: Console
+) -> None:
+    """Learn to the end. When a worker is lost that its schedule can't replace, all start again from the last state."""
+    failed, latest = 0, run.latest()
+    began = time.perf_counter() - run.totals().elapsed_s
+    while True:
+        try:
+            with closing(_engine(config, checkpoint, nodes)) as engine:
+                _learn(config, run, engine, began, console)
+            return
+        except (WorkerLost, PipelineTimeout) as error:
+            failed, latest = failed + 1 if run.latest() == latest else 1, run.latest()
+            if failed > RESTARTS:
+                raise
+            console.print(
+                f"{error.args[0]}; all workers start again ({failed} of {RESTARTS} times without a complete iteration)",
+                highlight=False,
+            )
 
-    latest = run.latest()
-    if latest is None:
-        run.forget_after(0)
-        return 0, 0, 0.0
-    state = json.loads((latest / "state.json").read_text())
-    engine.restore(latest, state["iteration"] + 1, state["counters"])
-    run.forget_after(state["iteration"] + 1)
-    return state["iteration"] + 1, state["env_steps"], state["elapsed_s"]
+
+def _engine(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node]) -> Engine:
+    return SCHEDULES[config.placement.schedule](
+        checkpoint, config.out, config.env.name, config.env.settings, config.env.variant,
+        config.slots, config.decisions, config.algorithm, config.placement, config.seed,
+        config.iterations, config.lora, nodes,
+    )  # fmt: skip
+
+
+def _learn(config: TrainConfig, run: RunFolder, engine: Engine, began: float, console: Console) -> None:
+    """The iterations after the newest state, and the bundle."""
+    totals = run.totals()
+    first, env_steps, latest = totals.iteration + 1, totals.env_steps, run.latest()
+    run.forget_after(first)
+    if latest is not None:
+        engine.restore(latest, first, totals.counters)
+        console.print(f"resuming {config.out} at iteration {first}")
+    write_json(config.out / "processes.json", engine.processes)
+    for iteration in range(first, config.iterations):
+        rollout, update = engine.iterate(iteration)
+        write_json(config.out / "processes.json", engine.processes)  # a worker may have been replaced
+        row = summarize(rollout, update.metrics) | engine.use()
+        env_steps += int(row["rollout/env_steps"])
+        row["time/total_env_steps"], row["time/elapsed_s"] = env_steps, time.perf_counter() - began
+        state = run.begin_state()
+        engine.save(state)
+        run.log(iteration, row)
+        run.commit_state(state, Totals(iteration, engine.counters().tolist(), env_steps, row["time/elapsed_s"]))
+        engine.timeline.keep(iteration)
+        console.print(_line(iteration, config.iterations, row), highlight=False)
+    engine.export(config.out / "checkpoint", _curve(run.metrics()), run.config)
 
 
 def summarize(rollout: Rollout, update: dict[str, float]) -> dict[str, float]:

@@ -57,6 +57,7 @@ class Command:
     schema: dataclass of its options.
     run: called with an instance of `schema`; returns an exit code, None for 0.
     config_name: primary YAML file in `configs/`, None if the dataclass is all there is.
+    subject: option that a word without `=` gives, as in `vla top RUN`; None if each has to be named.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Command:
     schema: type
     run: Callable[[Any], int | None]
     config_name: str | None = None
+    subject: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +96,7 @@ def _dispatch(arguments: list[str]) -> int:
         hint = options.nearest(name, list(registered)) if registered else "none is installed: `make setup`"
         raise SimrealError(f"unknown subcommand '{name}': {hint}", code="COMMAND")
     command = _load(registered[name])
-    overrides = [_as_override(text) for text in rest if text not in ("-h", "--help")]
+    overrides = [_as_override(text, command.subject) for text in rest if text not in ("-h", "--help")]
     if len(overrides) < len(rest):
         print(_command_help(command, overrides))
         return 0
@@ -115,10 +117,10 @@ def _load(entry: EntryPoint) -> Command:
     return command
 
 
-def _as_override(text: str) -> str:
-    """`--json` is short for `json=true`, `--out=FILE` for `out=FILE`."""
+def _as_override(text: str, subject: str | None) -> str:
+    """`--json` is short for `json=true`, `--out=FILE` for `out=FILE`. A word alone is the subject."""
     if not text.startswith("--"):
-        return text
+        return text if "=" in text or subject is None else f"{subject}={text}"
     key, equals, value = text[2:].partition("=")
     return f"{key.replace('-', '_')}={value if equals else 'true'}"
 
@@ -146,7 +148,8 @@ def _help_line(entry: EntryPoint) -> str:
 
 
 def _command_help(command: Command, overrides: Sequence[str]) -> str:
-    lines = [f"usage: vla {command.name} [key=value ...]", "", command.help, ""]
+    subject = f"{command.subject.upper()} " if command.subject else ""
+    lines = [f"usage: vla {command.name} {subject}[key=value ...]", "", command.help, ""]
     data = configuration.compose_data(command.schema, command.config_name, overrides)
     if command.config_name:
         groups = configuration.available_groups(configuration.config_folder())

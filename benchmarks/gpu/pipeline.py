@@ -146,7 +146,7 @@ def measure(name: str, checkpoint: Path, folder: Path, arguments: argparse.Names
                     "environment_waits_s": statistics.mean(log.wait_s for log in rollout.episodes),
                     "policy_s": rollout.policy.forward_s, "policy_waits_s": rollout.policy.wait_s,
                     "update_s": update.metrics["update_s"],
-                    "learner_waits_s": update.metrics.get("learner_wait_s", 0.0),
+                    "learner_waits_s": rollout.measures.get("time/learner_wait_s", 0.0),
                     "approx_kl": update.metrics["approx_kl"],
                     "logprob_gap_mean": update.metrics["rollout_logprob_gap_mean"],
                     **watch.between(begin, end),

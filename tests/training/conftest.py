@@ -1,10 +1,11 @@
-"""One simulator for all tests of a module, and episodes of the scripted expert in it."""
+"""What several modules of tests share: a simulator, episodes of the scripted expert in it, runs of `vla train`."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,3 +75,19 @@ def play_expert() -> Play:
         return Record(np.array(actions), np.array(rewards), seen, *ends)
 
     return play
+
+
+@pytest.fixture
+def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """start(*options): a `vla train` from the `checkpoint` of the module, killed after the test."""
+    from train_run import Run
+
+    runs = []
+
+    def begin(*options: str, **environment: str) -> Run:
+        runs.append(Run(tmp_path / "run", f"checkpoint={checkpoint}", *options, **environment))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()

@@ -24,6 +24,7 @@ STEP = 0.2  # m, longest movement of a control step along each axis
 REACHED = 0.15  # m
 MAX_STEPS = 12
 SLOW_S = 0.4
+LEAK_GIB = 0.5
 CRITIC = 2  # numbers that a critic is told
 PRIVILEGED = 0  # numbers that an auxiliary output is taught
 DIMENSIONS = 4  # x, y, z, gripper
@@ -78,9 +79,9 @@ class PointEnv:
 
     pause_s: every step takes so long.
     trouble: folder for files that make an environment misbehave. The first one that finds `exit`, `raise`,
-        `hang`, `slow` or `reset` there takes it away, notes its process id in `exit.done` and so on, and dies,
-        raises, sleeps, takes SLOW_S for each step from then on, or raises in its next reset. As long as there is
-        a `nan`, rewards are NaN.
+        `hang`, `slow`, `leak` or `reset` there takes it away, notes its process id in `exit.done` and so on, and
+        dies, raises, sleeps, takes SLOW_S for each step from then on, takes LEAK_GIB of memory, or raises in its
+        next reset. As long as there is a `nan`, rewards are NaN.
     """
 
     def __init__(self, num_envs: int, image_size: int, chunk: int, pause_s: float, trouble: Path | None) -> None:
@@ -90,6 +91,7 @@ class PointEnv:
         self.image_size = image_size
         self.pause_s = pause_s
         self.trouble = trouble
+        self.leaked = np.zeros(0)
         self.position = np.zeros((num_envs, 3))
         self.steps = np.zeros(num_envs, np.int64)
 
@@ -152,6 +154,8 @@ class PointEnv:
             raise RuntimeError("the gripper fell off")
         if self._asked_to("slow"):
             self.pause_s = SLOW_S
+        if self._asked_to("leak"):
+            self.leaked = np.ones(int(LEAK_GIB * 2**27))
         if self._asked_to("hang"):
             time.sleep(3600)
 

@@ -17,9 +17,10 @@ from training.pipeline.actors import ray_session
 from training.pipeline.asynchronous import Asynchronous
 from training.pipeline.bell import Bell
 from training.pipeline.block import RolloutBlock, RolloutShape, unlink
-from training.pipeline.board import Board, Doing
+from training.pipeline.board import Board
 from training.pipeline.dispatcher import Dispatcher
 from training.pipeline.placement import EngineError, PlacementConfig, plan
+from training.pipeline.status import Status
 from training.pipeline.weights import WeightsBlock, WeightsLayout
 from training.workers.batching import BatchingPolicy
 from training.workers.lanes import WANT
@@ -94,7 +95,8 @@ class Yard:
         self.shape = RolloutShape(2, 1, (1, 1, 1, 3), 1, 1, 1, 1, 1, 0, 0, fragments=(staleness + 1) * per_update)
         self.block = RolloutBlock(self.shape, name, create=True)
         self.board = Board(lanes, lanes, f"{name}_board", create=True)
-        self.dispatcher = Dispatcher(self.block, self.board, folder, 1, per_update, staleness)
+        self.status = Status([f"lane {lane}" for lane in range(lanes)], f"{name}_status", create=True)
+        self.dispatcher = Dispatcher(self.block, self.board, self.status, folder, 1, per_update, staleness)
         self.learner = Bell(folder / "learner0")
         self.version, self.per_update, self.lanes = 0, per_update, lanes
 
@@ -120,7 +122,8 @@ class Yard:
     def close(self) -> None:
         self.block.close()
         self.board.close()
-        for name in (self.block.name, self.board.name):
+        self.status.close()
+        for name in (self.block.name, self.board.name, self.status.name):
             unlink(name)
 
 
@@ -444,34 +447,18 @@ def test_failing_workers_are_replaced_while_the_others_go_on(
             goal = made.counters() + 1
             until(lambda goal=goal: (made.counters() >= goal).all())  # all lanes play, the new ones too
             assert (made.counters() > begun).all()
-        before = dict(made.processes)
-        os.kill(before["policy worker 0"], signal.SIGKILL)
-        until(lambda: made.processes != before)
-        assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 0"}
-        assert f"policy worker 0 (process {before['policy worker 0']}) is restarted: its process died" in (
-            capfd.readouterr().out
-        )
-        goal = made.counters() + 1
-        until(lambda: (made.counters() >= goal).all())
+        for how, reason in ((signal.SIGKILL, "its process died"), (signal.SIGSTOP, "it has not decided for 5 s")):
+            before = dict(made.processes)
+            os.kill(before["policy worker 0"], how)
+            until(lambda before=before: made.processes != before)
+            assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 0"}
+            said = capfd.readouterr().out
+            assert f"policy worker 0 (process {before['policy worker 0']}) is restarted: {reason}" in said
+            goal = made.counters() + 1
+            until(lambda goal=goal: (made.counters() >= goal).all())
         os.kill(made.processes["learner 1"], signal.SIGKILL)
         with pytest.raises(EngineError, match="the learner 1 failed: its process died") as caught:
             until(lambda: False)
         assert caught.value.code == "WORKER"
     finally:
         made.close()
-
-
-def test_the_board_says_who_is_stuck() -> None:
-    board = Board(2, 4, f"simreal_board_{time.time_ns()}", create=True)
-    try:
-        board.reset(range(3), Doing.THROTTLED)
-        board.turn_to(0, Doing.STEPPING)
-        board.turn_to(1, Doing.ASKING)
-        time.sleep(0.05)
-        assert board.stuck(0, 0.04) and not board.stuck(0, 10)
-        assert not board.stuck(1, 0.04) and not board.stuck(2, 0.04)
-        board.turn_to(0, Doing.ASKING)
-        assert 0.04 < board["seconds"][0, Doing.STEPPING] < 5
-    finally:
-        board.close()
-        unlink(board.name)

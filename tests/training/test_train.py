@@ -1,12 +1,9 @@
 """`vla train` as its user runs it: it learns, it resumes from any kill, and it says what is wrong."""
 
+import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,16 @@ import psutil
 import pytest
 import ray
 from point_env import untrained
+from rich.console import Console
+from train_run import Run, Start
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.placement import PlacementConfig
-from training.run import RunFolder
+from training.pipeline.status import Doing
+from training.pipeline.timeline import kept, read
+from training.report import ReportConfig, report
+from training.run import RunFolder, Totals
+from training.top import view
 from training.train import EnvConfig, TrainConfig, train
 from vla import configuration
 from vla.checkpoint import load
@@ -26,84 +29,12 @@ from vla.errors import ConfigError, SimrealError
 from vla.models.mlp import MLPConfig
 from vla.results import commit
 
-TINY = (
-    "env=null", "env.name=point_env:make", "env.settings.image_size=16", "env.settings.chunk=2",
-    "slots=8", "decisions=8",
-    "algorithm.minibatches=2", "placement.environment_workers=1", "placement.policy_threads=1",
-    "placement.learners=1",
-)  # fmt: skip
-START_S = 100  # at most, for all processes of a run, on a busy machine
-
-
-class Run:
-    """A `vla train` in a process of its own."""
-
-    def __init__(self, out: Path, *options: str, **environment: str):
-        self.out = out
-        self.log = out.parent / f"{out.name}.{time.time_ns()}.log"
-        command = [sys.executable, "-c", "import sys; from vla.cli import main; sys.exit(main())", "train"]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, f"out={out}", *TINY, *options], stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )  # fmt: skip
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        file = self.out / "metrics.jsonl"
-        lines = file.read_text().splitlines(True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    @property
-    def workers(self) -> dict[str, int]:
-        """Process ids by name."""
-        return json.loads((self.out / "processes.json").read_text())
-
-    def wait_for(self, what: Callable[[], Any], seconds: float = START_S) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text}"
-            assert time.monotonic() < end, f"no progress:\n{self.text}"
-            time.sleep(0.02)
-
-    def wait_iterations(self, more: int) -> None:
-        """Until the run has done this many iterations more."""
-        there = len(self.rows)
-        self.wait_for(lambda: len(self.rows) >= there + more)
-
-    def finish(self) -> int:
-        return self.process.wait(START_S)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-Start = Callable[..., Run]
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "checkpoint"
     untrained(folder)
     return folder
-
-
-@pytest.fixture
-def start(checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
-    runs = []
-
-    def begin(*options: str, **environment: str) -> Run:
-        runs.append(Run(tmp_path / "run", f"checkpoint={checkpoint}", *options, **environment))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.kill()
 
 
 def iterations(run: Run) -> list[float]:
@@ -201,19 +132,27 @@ def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: St
     load(second.out / "checkpoint", None)
     assert not psutil.wait_procs(orphans, timeout=10)[1], "workers of the killed driver are still there"
 
+@pytest.mark.parametrize("schedule", ["pipelined", "asynchronous"])
+def test_one_sees_who_does_what_during_a_run_and_after_it(start: Start, schedule: str) -> None:
+    run = start(f"placement={schedule}", "iterations=10", "env.settings.pause_s=0.03", "placement.learners=2")
+    run.wait_for(lambda: len(run.rows) >= 2)
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(view(run.out))
+    said = console.export_text()
+    stepping = "environment worker 0" if schedule == "pipelined" else "lane 0"
+    assert all(name in said for name in (stepping, "policy worker 0", "learner 1", "driver", "wait for the policy"))
+    assert all(f"{stage} 0%" not in said for stage in ("environments", "policy", "learners")), said
+    assert run.finish() == 0, run.text
+    assert all(0 < row[f"use/{stage}"] < 1 for row in run.rows for stage in ("environments", "policy", "learners"))
+    for row in run.rows:  # what the stages say fits the rollout, but for calls to and fro
+        parts = row["time/env_step_s"] + row["time/env_wait_s"] + row.get("time/env_throttled_s", 0.0)
+        assert 0.5 * row["time/rollout_s"] < parts < 1.05 * row["time/rollout_s"] + 0.1
+    intervals = read(run.out / "timeline", kept(run.out / "timeline")[-2:])
+    seen = {(interval.name, interval.doing) for interval in intervals}
+    assert {(stepping, Doing.STEPPING), ("policy worker 0", Doing.DECIDING), ("learner 1", Doing.UPDATING)} < seen
+    report(ReportConfig(run.out))
+    assert "trace.json" in (run.out / "report.html").read_text() and (run.out / "trace.json").exists()
 
-@pytest.mark.slow
-def test_a_killed_learner_or_policy_worker_is_an_error_that_the_same_command_repairs(start: Start) -> None:
-    options = ("iterations=30", "env.settings.pause_s=0.03", "placement.learners=2")
-    for number, victim in enumerate(("learner 1", "policy worker 0")):
-        run = start(*options)
-        run.wait_for(lambda run=run, number=number: len(run.rows) >= 2 + 2 * number and "/30" in run.text)
-        os.kill(run.workers[victim], signal.SIGKILL)
-        assert run.finish() == 2, run.text
-        assert f"vla: [WORKER] the {victim} failed: its process died" in run.text
-        assert "The same command goes on" in run.text
-        assert "Traceback" not in run.text.split("vla: [WORKER]")[1]
-        assert ("resuming" in run.text) == (number == 1)
 
 
 def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp_path: Path) -> None:
@@ -226,7 +165,7 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert run.finish() == 2, run.text
     good = len(run.rows)
     assert f"vla: [NAN_LOSS] the loss is not finite in iteration {good}, epoch 0, minibatch 0" in run.text
-    assert "value_loss nan" in run.text
+    assert "value_loss nan" in run.text and "workers start again" not in run.text
     saved = sorted((run.out / "states").glob("iteration_*"))
     assert saved[-1].name == f"iteration_{good - 1:06d}"
     assert {"learner.safetensors", "critic.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
@@ -332,7 +271,7 @@ def test_states_of_a_run_folder(tmp_path: Path, checkpoint: Path) -> None:
         RunFolder(tmp_path / "run", tiny(tmp_path / "run", checkpoint)).create()
     for iteration in range(4):
         folder.log(iteration, {"loss": float(iteration)})
-        folder.commit_state(folder.begin_state(), iteration, {"iteration": iteration})
+        folder.commit_state(folder.begin_state(), Totals(iteration))
     (folder.begin_state() / "learner.safetensors").write_bytes(b"half")
     with (folder.out / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "lo')

@@ -33,7 +33,7 @@ def greet(config: GreetConfig) -> int:
     return 3
 
 
-command = cli.Command(name="greet", help="Greet someone.", schema=GreetConfig, run=greet)
+command = cli.Command(name="greet", help="Greet someone.", schema=GreetConfig, run=greet, subject="name")
 
 
 @pytest.fixture
@@ -53,6 +53,10 @@ class TestGreeting:
     def test_run_gets_the_typed_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["greet", "name=world", "times=2", "--loud"]) == 3
         assert capsys.readouterr().out.strip() == "hello world! hello world!"
+
+    def test_a_word_alone_is_the_subject(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["greet", "world", "--loud"]) == 3
+        assert capsys.readouterr().out.strip() == "hello world!"
 
     def test_expected_errors_are_text_with_exit_code_2(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["greet", "name=nobody"]) == 2
@@ -86,6 +90,7 @@ class TestGreeting:
     def test_help_lists_types_defaults_and_texts(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["greet", "times=5", "--help"]) == 0
         text = capsys.readouterr().out
+        assert text.startswith("usage: vla greet NAME [key=value ...]\n")
         assert "Greet someone." in text and "name: str required\n      who is greeted" in text
         assert "times: int = 5\n      how often." in text and "loud: bool = false" in text
 

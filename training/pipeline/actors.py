@@ -5,17 +5,23 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from training.pipeline.bell import PipelineTimeout
+from training.pipeline.bell import REMEDY, PipelineTimeout
 from training.pipeline.cluster import LOCAL, connect
 from training.pipeline.crew import Node, here
 from training.pipeline.placement import EngineError
 from vla.errors import SimrealError
 
+START_S = 600.0  # for a worker to be set up
 UPDATE_DEADLINE_S = 1800  # for a learner to answer, whatever it is asked
+
+
+class WorkerLost(EngineError):
+    """A worker died, hangs or does not answer: another in its place may do what it could not."""
 
 
 @contextlib.contextmanager
@@ -56,48 +62,45 @@ def actor(cls: type, threads: int, gpu: int | None = None, node: str = "") -> An
     return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment}, scheduling_strategy=where)
 
 
-def wait_ready(name: str, worker: Any, seconds: float = 600.0) -> int:
-    """The process id of an actor, once it is set up."""
-    try:
-        return int(ray.get(worker.ready.remote(), timeout=seconds))
-    except Exception as error:
-        cause = getattr(error, "cause", error)
-        raise EngineError(
-            f"the {name} does not start: {cause}", code="WORKER", remedy="See the error above."
-        ) from error
+def end(worker: Any, process: int | None) -> None:
+    """Kill an actor. One that is stopped does not hear Ray: the system has to end it, if its process is known."""
+    ray.kill(worker)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process is not None and (there := psutil.Process(process)).status() == psutil.STATUS_STOPPED:
+            there.kill()
 
 
-def collect(futures: dict[str, Any]) -> list[Any]:
+def collect(futures: dict[str, Any], seconds: float = UPDATE_DEADLINE_S) -> list[Any]:
     """Results of calls to the workers named; the error of one that failed, a dead one's before all others."""
     names = {future: name for name, future in futures.items()}
     failures: dict[str, Exception] = {}
     waiting = list(names)
     while waiting:  # whoever waits for a failed one in a collective may wait for ever
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else UPDATE_DEADLINE_S)
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=5 if failures else seconds)
         if not done and not failures:
-            raise silence([names[future] for future in waiting])
+            raise silence([names[future] for future in waiting], seconds)
         if not done:
             break
         try:
             ray.get(done[0])
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             failures[names[done[0]]] = error
-    for name, error in sorted(failures.items(), key=lambda item: not isinstance(item[1], RayActorError)):
+    for name, error in sorted(failures.items(), key=lambda item: _raised(item[1])):
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, SimrealError) else worker_error(name, error) from error
     return ray.get(list(names))
 
 
-def silence(names: list[str]) -> EngineError:
+def silence(names: list[str], seconds: float) -> WorkerLost:
     """What to tell when workers do not answer."""
-    remedy = "The same command goes on after the last complete iteration; a smaller minibatch is quicker."
-    return EngineError(f"no answer from {', '.join(names)} for {UPDATE_DEADLINE_S} s", code="WORKER", remedy=remedy)
+    remedy = f"{REMEDY} A smaller minibatch is quicker."
+    return WorkerLost(f"no answer from {', '.join(names)} for {seconds:g} s", code="WORKER", remedy=remedy)
 
 
 def worker_error(name: str, error: Exception) -> EngineError:
-    """What to tell when a worker fails that is not replaced."""
-    remedy = "The same command goes on after the last complete iteration."
-    return EngineError(f"the {name} failed: {reason(error)}", code="WORKER", remedy=remedy)
+    """What to tell when a worker fails: one that raised would raise again, one that died need not die again."""
+    kind = EngineError if _raised(error) else WorkerLost
+    return kind(f"the {name} failed: {reason(error)}", code="WORKER", remedy=REMEDY)
 
 
 def reason(error: Exception) -> str:
@@ -107,4 +110,13 @@ def reason(error: Exception) -> str:
         return (
             str(cause.args[0]) if isinstance(cause, PipelineTimeout) else f"it raised {type(cause).__name__}: {cause}"
         )
+    if _raised(error):
+        return f"it does not start: {error}"
+    if isinstance(error, OutOfMemoryError):
+        return "Ray ended it because the machine is short of memory"
     return "its process died"
+
+
+def _raised(error: Exception) -> bool:
+    """Whether a worker's own code is at fault, in a call or while it was set up."""
+    return isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, reason, silence, wait_ready
+from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, end, reason, silence
 from training.pipeline.block import unlink
-from training.pipeline.board import Board, Doing
+from training.pipeline.board import Board
 from training.pipeline.dispatcher import Dispatcher
-from training.pipeline.engine import RESTARTS, Engine, Rollout
+from training.pipeline.engine import RESTARTS, Engine, PolicyLog, Rollout
 from training.pipeline.placement import EngineError
+from training.pipeline.status import Clock, Doing
 from training.workers.batching import BatchingPolicy
 from training.workers.lanes import LaneOptions, LaneWorker
 from training.workers.learner import Update
-from training.workers.policy import PolicyLog
 from training.workers.streaming import StreamingLearner
 
 POLICY = "policy worker 0"
@@ -31,7 +31,8 @@ class Asynchronous(Engine):
         where = self.placement
         self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
         self.dispatcher = Dispatcher(
-            self.block, self.board, self.bells, len(self.crew.learners), where.update_fragments, where.staleness
+            self.block, self.board, self.status, self.bells, len(self.crew.learners), where.update_fragments,
+            where.staleness,
         )
         # A policy that hangs is found after deadline_s and replaced, before the lanes give up.
         self.options = LaneOptions(
@@ -40,8 +41,13 @@ class Asynchronous(Engine):
         )  # fmt: skip
         self.serving: dict[Any, str] = {}  # calls that don't end unless their worker fails -> its name
         self.failed = 0  # workers since the last update
-        self.read_s = 0.0
-        self.before: dict[str, np.ndarray] = {}
+        self.reported = Clock(self.status)
+        self.before = {"forwards": 0, "decided": 0}
+
+    def rows_of(self, name: str) -> list[str]:
+        if not name.startswith("environment"):
+            return [name]
+        return [f"lane {lane}" for lane in self._lanes(int(name.rsplit(" ", 1)[1]))]
 
     def start_environment(self, index: int) -> Any:
         make: Any = actor(LaneWorker, 1, self.crew.environments[index].gpu, self.node)
@@ -79,9 +85,10 @@ class Asynchronous(Engine):
         futures = {w.update.remote(iteration): f"learner {i}" for i, w in enumerate(self.learners)}
         end = time.monotonic() + UPDATE_DEADLINE_S
         waiting = list(futures)
+        self.row.turn_to(Doing.LEARNING, iteration)
         while waiting:
             if time.monotonic() > end:
-                raise silence([futures[future] for future in waiting])
+                raise silence([futures[future] for future in waiting], UPDATE_DEADLINE_S)
             self.dispatcher.check()
             done, rest = ray.wait([*waiting, *self.serving], num_returns=1, timeout=LOOK_S)
             waiting = [future for future in waiting if future in rest]
@@ -89,7 +96,10 @@ class Asynchronous(Engine):
                 break
             self._mend([future for future in done if future in self.serving])
         updates: list[Update] = collect({name: future for future, name in futures.items()})
+        self.row.turn_to(Doing.IDLE)
         self.dispatcher.release(iteration)
+        for name, why in self.leaking().items():
+            self._replace(name, why)
         self.failed = 0
         return self._report(iteration), updates[0]
 
@@ -104,10 +114,8 @@ class Asynchronous(Engine):
 
     def _open(self, iteration: int) -> None:
         """Begin to roll out, for this update and those after it."""
-        self.board.reset(range(self.board.lanes), Doing.THROTTLED)
-        self.board.reset([self.board.policy], Doing.IDLE)
-        self.before = {k: self.board[k].copy() for k in ("seconds", "forwards", "decided")}
-        self.read_s = time.monotonic()
+        self.board.forget(range(self.board.lanes))
+        self.reported.lap()
         self.dispatcher.start(iteration)
         self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in self.environments.items()}
         self.serving[self.policies[0].serve.remote()] = POLICY
@@ -119,11 +127,11 @@ class Asynchronous(Engine):
             failures[self.serving[future]] = _failed(future) or "it stopped"
         patience = self.placement.deadline_s
         for index in range(self.placement.environment_workers):
-            stuck = [lane for lane in self._lanes(index) if self.board.stuck(lane, patience)]
+            stuck = [lane for lane in self._lanes(index) if self.status.stuck(f"lane {lane}", patience)]
             if stuck:
                 what = f"lane {', '.join(map(str, stuck))} has not finished a step for {patience:g} s"
                 failures.setdefault(f"environment worker {index}", what)
-        if self.board.stuck(self.board.policy, patience):
+        if self.status.still(POLICY, patience) and self.board.unheard(patience):
             failures.setdefault(POLICY, f"it has not decided for {patience:g} s")
         for name, why in sorted(failures.items(), reverse=True):
             self.failed += 1
@@ -132,37 +140,42 @@ class Asynchronous(Engine):
                     f"workers failed {self.failed} times in an iteration, at last the {name}: {why}", code="WORKER",
                     remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
                 )  # fmt: skip
-            print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
-            self.serving = {future: who for future, who in self.serving.items() if who != name}
-            if name == POLICY:
-                self._replace_policy()
-            else:
-                self._replace_environment(int(name.rsplit(" ", 1)[1]))
+            self._replace(name, why)
+
+    def _replace(self, name: str, why: str) -> None:
+        print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
+        self.serving = {future: who for future, who in self.serving.items() if who != name}
+        if name == POLICY:
+            self._replace_policy()
+        else:
+            self._replace_environment(int(name.rsplit(" ", 1)[1]))
 
     def _replace_policy(self) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
-        ray.kill(self.policies[0])
-        self.board.reset([self.board.policy], Doing.IDLE)
+        end(self.policies[0], self.processes[POLICY])
+        self.status.turn(POLICY, Doing.STARTING)
         self.policies[0] = self.start_policy(0)
-        self.processes[POLICY] = wait_ready(POLICY, self.policies[0])
+        self.set_up({POLICY: self.policies[0]})
         self.serving[self.policies[0].serve.remote()] = POLICY
 
     def _replace_environment(self, index: int) -> None:
         """Its fragments are begun anew by whoever is next; the other lanes go on."""
         name, lanes = f"environment worker {index}", self._lanes(index)
-        ray.kill(self.environments[index])
+        end(self.environments[index], self.processes[name])
         lost = self.dispatcher.discard(lanes)
-        self.board.reset(lanes, Doing.THROTTLED)
+        self.board.forget(lanes)
+        for row in self.rows_of(name):
+            self.status.turn(row, Doing.STARTING)
         forwards = int(self.board["forwards"][0])
         self.environments[index] = self.start_environment(index)
-        self.processes[name] = wait_ready(name, self.environments[index])
+        self.set_up({name: self.environments[index]})
         # The policy may still have been deciding for them.
         self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
         self.dispatcher.reclaim(lost)
         self.serving[self.environments[index].serve.remote()] = name
 
     def _policy_rests(self) -> bool:
-        return int(self.board["doing"][self.board.policy]) == Doing.IDLE
+        return int(self.status["doing"][self.status.rows.index(POLICY)]) == Doing.GATHERING
 
     def _wait_until(self, what: Callable[[], Any]) -> None:
         """At most until a policy that decides for so long would be replaced."""
@@ -172,31 +185,31 @@ class Asynchronous(Engine):
 
     def _report(self, iteration: int) -> Rollout:
         """Episodes of the fragments of this update, and times since the last report."""
-        now = {k: self.board[k].copy() for k in self.before}
-        passed = {k: now[k] - self.before[k] for k in now}
+        now = {key: int(self.board[key][0]) for key in self.before}
+        forwards, decided = (now[key] - self.before[key] for key in ("forwards", "decided"))
         self.before = now
-        seconds, lanes = passed["seconds"], slice(0, self.board.lanes)
-        policy = seconds[self.board.policy]
-        forwards = int(passed["forwards"][0])
+        seconds, took_s = self.reported.lap()
+        lanes, policy = seconds[: self.board.lanes], seconds[self.status.rows.index(POLICY)]
+        learners = seconds[[self.status.rows.index(f"learner {i}") for i in range(len(self.learners))]]
         traffic = self.dispatcher.read(iteration)
         log = traffic.episodes
-        log.step_s = float(seconds[lanes, Doing.STEPPING].mean())
-        log.wait_s = float(seconds[lanes, Doing.ASKING].mean())
-        began, self.read_s = self.read_s, time.monotonic()
+        log.step_s = float(lanes[:, Doing.STEPPING].mean())
+        log.wait_s = float(lanes[:, Doing.ASKING].mean())
         measures = {
             "rollout/dropped_fragments": float(traffic.dropped),
-            "rollout/batch_mean": float(passed["decided"][0]) / max(1, forwards),
-            "time/env_throttled_s": float(seconds[lanes, Doing.THROTTLED].mean()),
+            "rollout/batch_mean": decided / max(1, forwards),
+            "time/env_throttled_s": float(lanes[:, Doing.THROTTLED].mean()),
             "time/policy_load_s": float(policy[Doing.LOADING]),
+            "time/learner_wait_s": float(learners[:, Doing.AWAITING].mean()),
         }
-        log_of_policy = PolicyLog(float(policy[Doing.DECIDING]), float(policy[Doing.IDLE]), forwards)
-        return Rollout([log], log_of_policy, self.read_s - began, measures)
+        log_of_policy = PolicyLog(float(policy[Doing.DECIDING]), float(policy[Doing.GATHERING]), forwards)
+        return Rollout([log], log_of_policy, took_s, measures)
 
 
 def _failed(future: Any) -> str:
     """Why a call that has ended failed, in words; nothing if it did not."""
     try:
         ray.get(future)
-    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+    except ray.exceptions.RayError as error:
         return reason(error)
     return ""

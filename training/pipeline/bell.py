@@ -13,6 +13,7 @@ from vla.errors import SimrealError
 
 MESSAGE = struct.Struct("<iii")  # worker, stage, decision
 ABORT = (-1, -1, -1)
+REMEDY = "The same command goes on after the last complete iteration."
 
 
 class PipelineTimeout(SimrealError):
@@ -21,7 +22,7 @@ class PipelineTimeout(SimrealError):
     def __init__(self, waiting: str, missing: tuple[int, ...], seconds: float, what: str):
         names = ", ".join(f"environment worker {i}" for i in missing)
         awaited = f"{names} ({what})" if missing else what
-        super().__init__(f"{waiting} waited {seconds:g} s for {awaited}", code="PIPELINE_TIMEOUT")
+        super().__init__(f"{waiting} waited {seconds:g} s for {awaited}", code="PIPELINE_TIMEOUT", remedy=REMEDY)
         self.waiting, self.missing, self.seconds, self.what = waiting, missing, seconds, what
 
     def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...], float, str]]:

@@ -9,6 +9,7 @@ from training.pipeline.bell import ABORT, Bell, PipelineAborted
 from training.pipeline.block import RolloutBlock
 from training.pipeline.board import Board
 from training.pipeline.placement import EngineError
+from training.pipeline.status import Status
 from training.workers.episodes import EpisodeLog
 from training.workers.lanes import WANT
 
@@ -31,9 +32,11 @@ class Dispatcher:
     """
 
     def __init__(
-        self, block: RolloutBlock, board: Board, bells: Path, learners: int, per_update: int, staleness: int
+        self, block: RolloutBlock, board: Board, status: Status, bells: Path, learners: int, per_update: int,
+        staleness: int,
     ):  # fmt: skip
-        self.block, self.board, self.per_update, self.staleness = block, board, per_update, staleness
+        self.block, self.board, self.status = block, board, status
+        self.per_update, self.staleness = per_update, staleness
         self.bell = Bell(bells / "dispatcher")
         self.lanes = [Bell(bells / f"lane{i}") for i in range(board.lanes)]
         self.learners = [Bell(bells / f"learner{i}") for i in range(learners)]
@@ -57,6 +60,8 @@ class Dispatcher:
         if self._thread.is_alive():
             self.bell.ring(*ABORT)
             self._thread.join()
+        for bell in (self.bell, *self.lanes, *self.learners):
+            bell.close()
 
     def check(self) -> None:
         """Raise an error if it serves no longer."""
@@ -125,6 +130,7 @@ class Dispatcher:
             self.free.append(fragment)
             return
         self.sent += 1
+        self.status["finished"][0] += 1
         self.taken.setdefault(update, []).append(fragment)
         for bell in self.learners:
             bell.ring(fragment, update, 0)

@@ -9,21 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from training.algorithms.ppo import PPOConfig
-from training.pipeline.actors import collect, wait_ready
-from training.pipeline.block import RolloutBlock
+from training.pipeline.actors import START_S, collect, end
+from training.pipeline.block import RolloutBlock, unlink
 from training.pipeline.crew import Node, here
 from training.pipeline.hosts import Hosts
+from training.pipeline.leaks import grown, refuse_grown
 from training.pipeline.placement import PlacementConfig, plan
+from training.pipeline.status import Clock, Doing, Status, shares
+from training.pipeline.timeline import Timeline
 from training.pipeline.weights import WeightsBlock
 from training.workers.episodes import EpisodeLog
 from training.workers.learner import LearnerOptions, Update
-from training.workers.policy import PolicyLog, PolicyOptions
+from training.workers.policy import PolicyOptions
 from vla.lora import FULL, Lora
+from vla.results import write_json
 
-RESTARTS = 3  # of workers, for one iteration
+RESTARTS = 3  # for one iteration
+
+
+@dataclass(frozen=True)
+class PolicyLog:
+    """Seconds that the policy decided, and waited for environments, in an iteration; forward passes."""
+
+    forward_s: float
+    wait_s: float
+    forwards: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Engine(ABC):
         slots: int, decisions: int, algorithm: PPOConfig, placement: PlacementConfig, seed: int,
         iterations: int, lora: Lora = FULL, nodes: Sequence[Node] = (),
     ):  # fmt: skip
-        self.environment, self.settings, self.variant, self.seed = environment, settings, variant, seed
+        self.run, self.environment, self.settings, self.variant, self.seed = run, environment, settings, variant, seed
         self.slots, self.placement = slots, placement
         checked = plan(checkpoint, environment, settings, slots, decisions, algorithm, placement, lora, nodes)
         self.codec, self.shape, self.crew = checked.codec, checked.shape, checked.crew
@@ -60,6 +72,7 @@ class Engine(ABC):
         self.hosts = Hosts(
             self.crew, nodes or here(), self.shape, checked.weights, self.name, self.parts, placement.deadline_s
         )
+        self._open_status()
         sent = checked.weights, self.hosts.first_learner.weights
         self.policy_options = PolicyOptions(
             str(checkpoint.resolve()), *sent, algorithm.temperature, seed, placement.policy_threads,
@@ -74,10 +87,72 @@ class Engine(ABC):
         self.environments = {i: self.start_environment(i) for i in range(placement.environment_workers)}
         self.policies = {i: self.start_policy(i) for i in range(len(self.crew.policies))}
         self.learners = [self.start_learner(rank) for rank in range(len(self.crew.learners))]
-        everyone = {f"environment worker {i}": w for i, w in self.environments.items()}
-        everyone.update({f"policy worker {i}": w for i, w in self.policies.items()})
-        everyone.update({f"learner {i}": w for i, w in enumerate(self.learners)})
-        self.processes = {name: wait_ready(name, worker) for name, worker in everyone.items()}
+        self.processes: dict[str, int] = {}
+        try:
+            self.set_up(self.workers())
+            self.clock.lap()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_status(self) -> None:
+        rows = [*(row for name in self.names() for row in self.rows_of(name)), "driver"]
+        block = f"{self.name}_status"
+        unlink(block)  # so that nobody finds the new rows and an old block
+        write_json(self.run / "status.json", {"block": block, "rows": rows})
+        self.status = Status(rows, block, create=True)
+        self.row, self.clock = self.status.row("driver"), Clock(self.status)
+        self.timeline = Timeline(self.run / "timeline", self.status)
+
+    def names(self) -> list[str]:
+        """Of all workers."""
+        crew = self.crew
+        return [
+            *(f"environment worker {i}" for i in range(len(crew.environments))),
+            *(f"policy worker {i}" for i in range(len(crew.policies))),
+            *(f"learner {i}" for i in range(len(crew.learners))),
+        ]
+
+    def rows_of(self, name: str) -> list[str]:
+        """Of a worker, on the status board."""
+        return [name]
+
+    def workers(self) -> dict[str, Any]:
+        """Those that are there, by name."""
+        return {
+            **{f"environment worker {i}": worker for i, worker in self.environments.items()},
+            **{f"policy worker {i}": worker for i, worker in self.policies.items()},
+            **{f"learner {i}": worker for i, worker in enumerate(self.learners)},
+        }
+
+    def is_here(self, name: str) -> bool:
+        """Whether a worker is on the driver's host: only there its process and its row on the board can be reached."""
+        kind, number = name.rsplit(" ", 1)
+        host = self.hosts.alive.get(self.crew.everyone[kind][int(number)].node)
+        return host is not None and host.node.is_here
+
+    def end(self, name: str, worker: Any) -> None:
+        end(worker, self.processes.get(name) if self.is_here(name) else None)
+
+    def set_up(self, workers: dict[str, Any]) -> None:
+        """Wait until workers are ready. An environment worker has to begin within its bound of memory."""
+        boards = {name: self.status if self.is_here(name) else None for name in workers}
+        futures = {name: worker.ready.remote(boards[name], self.rows_of(name)) for name, worker in workers.items()}
+        ready = dict(zip(workers, collect(futures, START_S), strict=True))
+        self.processes |= ready
+        refuse_grown(self._simulating(ready), self.placement.worker_memory_gib)
+
+    def leaking(self) -> dict[str, str]:
+        """Environment workers that have grown too large, with reasons."""
+        found = grown(self._simulating(self.processes), self.placement.worker_memory_gib)
+        return {name: f"it has grown to {own:.2f} GiB" for name, own in found.items()}
+
+    def _simulating(self, processes: dict[str, int]) -> dict[str, int]:
+        return {k: process for k, process in processes.items() if k.startswith("environment") and self.is_here(k)}
+
+    def use(self) -> dict[str, float]:
+        """How busy environments, policy and learners were since the last call, as metrics."""
+        return {f"use/{stage}": share for stage, share in shares(self.status.rows, *self.clock.lap()).items()}
 
     @property
     def block(self) -> RolloutBlock:
@@ -121,7 +196,8 @@ class Engine(ABC):
         })  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        self.learn("save", str(folder.resolve()))
+        with self.row.during(Doing.SAVING):
+            self.learn("save", str(folder.resolve()))
 
     def restore(self, folder: Path, iteration: int, counters: list[int]) -> None:
         """Weights and optimizer of a state saved before this iteration."""
@@ -130,9 +206,12 @@ class Engine(ABC):
         self.resume(iteration, np.asarray(counters, np.int64))
 
     def export(self, folder: Path, curve: dict[str, Any], config: dict[str, Any]) -> None:
-        self.learn("export", str(folder.resolve()), curve, config)
+        with self.row.during(Doing.SAVING):
+            self.learn("export", str(folder.resolve()), curve, config)
 
     def close(self) -> None:
-        for worker in (*self.environments.values(), *self.policies.values(), *self.learners):
-            ray.kill(worker)
+        for name, worker in self.workers().items():
+            self.end(name, worker)
         self.hosts.close()
+        self.status.close()
+        unlink(f"{self.name}_status")

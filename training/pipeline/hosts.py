@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from training.pipeline.actors import UPDATE_DEADLINE_S, actor, wait_ready
+from training.pipeline.actors import START_S, UPDATE_DEADLINE_S, actor, collect
 from training.pipeline.bell import ABORT, Bell
 from training.pipeline.block import RolloutBlock, RolloutShape, unlink
 from training.pipeline.crew import Crew, Node, Place
@@ -247,7 +247,7 @@ def _open(
     arguments = block, own, weights, bells, slice(slots.start - first, slots.stop - first)
     memory: Any = HostMemory(*arguments) if node.is_here else actor(HostMemory, 1, None, node.id).remote(*arguments)
     if not node.is_here:
-        wait_ready(f"memory of node {node.name}", memory)
+        collect({f"memory of node {node.name}": memory.ready.remote()}, START_S)
     folder = memory.where() if node.is_here else ray.get(memory.where.remote())
     workers = frozenset(f"{kind} {i}" for kind, found in numbers.items() for i in found)
     return Host(node, workers, learns, slots, first, own, block, memory, folder)

@@ -54,6 +54,7 @@ class PlacementConfig:
     shard: split the weights and the optimizer's moments over the learners (FSDP2), for models that do not fit one GPU.
     micro_batch: samples in a forward and backward pass of a learner at most, null for a whole minibatch.
     deadline_s: a process that waits longer than this names whom it waits for.
+    worker_memory_gib: an environment worker that has grown larger is replaced between iterations, null for no bound.
     """
 
     environments: str = CPU
@@ -79,6 +80,7 @@ class PlacementConfig:
     shard: bool = False
     micro_batch: int | None = None
     deadline_s: float = 60.0
+    worker_memory_gib: float | None = None
 
     @property
     def all_lanes(self) -> int:

@@ -1,6 +1,5 @@
 """The synchronous schedules, sequential and pipelined: a rollout of all environments, then an update."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +7,15 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from training.pipeline.actors import actor, reason, wait_ready, worker_error
-from training.pipeline.bell import PipelineAborted, PipelineTimeout
-from training.pipeline.engine import RESTARTS, Engine, Rollout
+from training.pipeline.actors import WorkerLost, actor, reason, worker_error
+from training.pipeline.bell import REMEDY, PipelineAborted, PipelineTimeout
+from training.pipeline.engine import RESTARTS, Engine, PolicyLog, Rollout
 from training.pipeline.placement import EngineError, check_samples
+from training.pipeline.status import Clock, Doing
 from training.workers.environment import EnvironmentOptions, EnvironmentWorker
+from training.workers.episodes import EpisodeLog
 from training.workers.learner import Learner, Update
-from training.workers.policy import PolicyLog, PolicyWorker
+from training.workers.policy import PolicyWorker
 
 
 class Synchronous(Engine):
@@ -68,21 +69,25 @@ class Synchronous(Engine):
     def rollout(self, iteration: int) -> Rollout:
         """T decisions in every slot. Workers that crash or hang are replaced, those of a lost host left out, and the
         iteration is begun anew.
+
+        Workers that have grown too large are replaced before it begins: all slots lose the episodes that they are in.
         """
+        if leaking := self.leaking():
+            self._replace(leaking)
         for _ in range(RESTARTS + 1):
-            began = time.perf_counter()
+            clock = Clock(self.status)
             futures: dict[Any, str] = {}
             if not (failures := self.hosts.begin(self.fresh)):
                 futures = self._launch(iteration)
-                failures = self._watch(futures) or self.hosts.gather()
+                with self.row.during(Doing.ROLLING_OUT, iteration):
+                    failures = self._watch(futures) or self.hosts.gather()
             if not failures:
                 self.fresh = False
                 found = ray.get(list(futures))
-                logs, policies = found[: len(self.environments)], found[len(self.environments) :]
+                logs, forwards = found[: len(self.environments)], sum(found[len(self.environments) :])
                 for index, log in zip(self.environments, logs, strict=True):
                     self.begun[index] = log.begun
-                measures = {"rollout/slots": float(self.hosts.slots)}
-                return Rollout(logs, PolicyLog.mean(policies), time.perf_counter() - began, measures)
+                return self._report(logs, forwards, *clock.lap())
             self._replace(failures)
         raise EngineError(
             f"environment workers failed {RESTARTS + 1} times in iteration {iteration}: {failures}",
@@ -90,10 +95,22 @@ class Synchronous(Engine):
             remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
         )  # fmt: skip
 
+    def _report(self, logs: list[EpisodeLog], forwards: int, seconds: np.ndarray, passed: float) -> Rollout:
+        """seconds `[rows, Doing]` that passed meanwhile."""
+        rows = self.status.rows
+        for index, log in zip(self.environments, logs, strict=True):
+            row = seconds[rows.index(f"environment worker {index}")]
+            log.step_s, log.wait_s = float(row[Doing.STEPPING]), float(row[Doing.ASKING])
+        policy = seconds[[rows.index(f"policy worker {index}") for index in self.policies]].mean(0)
+        spent = float(policy[Doing.DECIDING]), float(policy[Doing.GATHERING])
+        measures = {"time/policy_load_s": float(policy[Doing.LOADING]), "rollout/slots": float(self.hosts.slots)}
+        return Rollout(logs, PolicyLog(*spent, forwards), passed, measures)
+
     def update(self, iteration: int) -> Update:
         """One update of all learners; the policy workers take the new weights over before their next decision."""
-        first: Update = self.learn("update", iteration)[0]
-        self.hosts.share_weights()
+        with self.row.during(Doing.LEARNING, iteration):
+            first: Update = self.learn("update", iteration)[0]
+            self.hosts.share_weights()
         return first
 
     def _launch(self, iteration: int) -> dict[Any, str]:
@@ -112,8 +129,11 @@ class Synchronous(Engine):
         failures: dict[str, str] = {}
         silent: PipelineTimeout | None = None
         patience = self.placement.deadline_s
+        turns = 0
         while waiting and not all(futures[future] in failures for future in waiting):  # they hang, and it is known
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else None)
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=patience if failures or silent else 3 * patience)
+            if not done and not failures and silent is None and turns != (turns := int(self.status["turns"].sum())):
+                continue  # nobody is ready, but there is progress
             if not done:  # asked to give up and still busy: it hangs
                 busy = {futures[future]: "does not answer" for future in waiting}
                 failures = busy | failures | self.hosts.lost()
@@ -146,7 +166,7 @@ class Synchronous(Engine):
             if self.crew.everyone[kind][int(number)].node not in self.hosts.alive:
                 continue
             if kind != "environment worker":
-                raise EngineError(f"the {name} does not answer", code="WORKER", remedy="The same command resumes.")
+                raise WorkerLost(f"the {name} does not answer", code="WORKER", remedy=REMEDY)
             self._restart(int(number), name, why)
         for kind, workers in (("environment worker", self.environments), ("policy worker", self.policies)):
             for index in [i for i in workers if self.crew.everyone[kind][i].node not in self.hosts.alive]:
@@ -159,10 +179,12 @@ class Synchronous(Engine):
 
     def _restart(self, index: int, name: str, why: str) -> None:
         print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
-        ray.kill(self.environments[index])
+        self.end(name, self.environments[index])
+        if self.is_here(name):
+            self.status.turn(name, Doing.STARTING)
         self.environments[index] = self.start_environment(index)
         try:
-            self.processes[name] = wait_ready(name, self.environments[index])
+            self.set_up({name: self.environments[index]})
         except EngineError:
             if name not in self.hosts.lost():  # else its host went down meanwhile
                 raise

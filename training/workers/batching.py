@@ -1,13 +1,15 @@
 """The policy worker of the asynchronous schedule: decides for whatever lanes ask, in batches with a deadline."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape
-from training.pipeline.board import Board, Doing
+from training.pipeline.board import Board
+from training.pipeline.status import Doing, Status
 from training.workers.policy import INPUTS, PolicyOptions, Sampler
 
 
@@ -30,16 +32,18 @@ class BatchingPolicy(Sampler):
         self.most = lanes if batch_max is None else batch_max // shape.slots
         self.wait_s, self.idle_s = wait_s, idle_s
 
+    def ready(self, status: Status, rows: Sequence[str]) -> int:
+        self.doing = status["doing"][: len(self.lanes)]  # lanes have the first rows
+        return super().ready(status, rows)
+
     def serve(self) -> None:
         """Decide until the process ends."""
         board = self.board
         while True:
-            board.turn_to(board.policy, Doing.IDLE)
+            self.row.turn_to(Doing.GATHERING)
             lanes, numbers = self._gather()
-            if self.weights.version != self.version:
-                board.turn_to(board.policy, Doing.LOADING)
-                self.refresh()
-            board.turn_to(board.policy, Doing.DECIDING)
+            self.refresh()
+            self.row.turn_to(Doing.DECIDING, len(lanes) * self.block.shape.slots)
             self._decide(lanes)
             for lane, number in zip(lanes, numbers, strict=True):
                 board["answered"][lane] = number
@@ -58,7 +62,7 @@ class BatchingPolicy(Sampler):
             waiting = waiting[np.argsort(board["asked_s"][waiting], kind="stable")]
             now = time.monotonic()
             until = float(board["asked_s"][waiting[0]]) + self.wait_s if len(waiting) else idle_until
-            more = (board["doing"][: board.lanes] == Doing.STEPPING).any()  # else nobody is on the way
+            more = (self.doing == Doing.STEPPING).any()  # else nobody is on the way
             if len(waiting) >= self.most or (len(waiting) and (now >= until or not more)):
                 chosen = waiting[: self.most]
                 return chosen.tolist(), asked[chosen].tolist()

@@ -1,7 +1,5 @@
 """The environment worker of the synchronous schedules: steps its slots, stage by stage."""
 
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,9 @@ import numpy as np
 from training import envs
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.status import Doing
 from training.workers.episodes import EpisodeLog, Episodes
+from training.workers.watched import Watched
 from vla.codec import Codec
 
 
@@ -35,7 +35,7 @@ class EnvironmentOptions:
     first: int = 0
 
 
-class EnvironmentWorker:
+class EnvironmentWorker(Watched):
     """Runs in a Ray actor of its own."""
 
     def __init__(
@@ -59,10 +59,6 @@ class EnvironmentWorker:
         self.to_policy = Bell(Path(bells) / f"policy{options.policy}")
         self.from_policy = Bell(Path(bells) / f"environment{index}")
 
-    def ready(self) -> int:
-        """The process id, once everything is set up."""
-        return os.getpid()
-
     def _start(self, begun: np.ndarray) -> None:
         """Begin a fresh episode in every slot, the next after `begun` `[n]`, and show how it begins."""
         self.episodes.begun[:] = begun
@@ -78,28 +74,27 @@ class EnvironmentWorker:
         begun: None to go on with the episodes, row 0 of which is decided already; or how many have begun in
             each slot `[n]`, to start the next ones.
         """
-        log = EpisodeLog()
         fresh = begun is not None
+        self.row.turn_to(Doing.STEPPING)
         if begun is not None:
             self._start(begun)
         for decision in range(self.block.shape.decisions):
             for stage, slots in enumerate(self.stages):
                 if decision > 0 or fresh:
-                    began = time.perf_counter()
                     self._wait(stage, decision)
-                    log.wait_s += time.perf_counter() - began
-                began = time.perf_counter()
                 self.episodes.step(self.block, decision, slots)
                 self.episodes.show(self.block, decision + 1, slots)
-                log.step_s += time.perf_counter() - began
                 self.to_policy.ring(self.index, stage, decision + 1)
         for stage in range(len(self.stages)):  # the bootstrap's decision opens the next iteration
             self._wait(stage, self.block.shape.decisions)
+        self.row.turn_to(Doing.IDLE)
+        log = EpisodeLog()
         log.read(self.block, self.columns)
         log.begun = self.episodes.begun.copy()
         return log
 
     def _wait(self, stage: int, decision: int) -> None:
+        self.row.turn_to(Doing.ASKING, decision)
         message = self.from_policy.wait(self.options.deadline_s)
         if message is None:
             raise PipelineTimeout(
@@ -112,3 +107,4 @@ class EnvironmentWorker:
             raise RuntimeError(
                 f"environment worker {self.index}: expected stage {stage}, decision {decision}, got {message}"
             )
+        self.row.turn_to(Doing.STEPPING, decision)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from training import envs
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutRows, RolloutShape
-from training.pipeline.board import Board, Doing
+from training.pipeline.board import Board
+from training.pipeline.status import Doing, Row, Status, Unwatched
 from training.workers.episodes import Episodes
 from vla.codec import Codec
 
@@ -37,6 +39,8 @@ class LaneOptions:
 
 class Lane:
     """A few environments that go through fragment after fragment; made and played in one thread."""
+
+    row: Row | Unwatched = Unwatched()
 
     def __init__(
         self, number: int, generation: int, options: LaneOptions, codec: Codec, block: RolloutBlock, board: Board,
@@ -68,7 +72,7 @@ class Lane:
 
     def _begin(self, rows: RolloutRows, fragment: int, opening: dict[str, np.ndarray] | None, due: int) -> None:
         """Fill row 0: with fresh episodes, or with what was observed last and, unless it is too old, decided."""
-        self.board.turn_to(self.number, Doing.STEPPING)
+        self.row.turn_to(Doing.STEPPING)
         if opening is None:
             rows.clear()
             for slot in self.slots:
@@ -82,7 +86,7 @@ class Lane:
 
     def _fragment(self) -> tuple[int, int]:
         """A free fragment, and the update that it is meant for."""
-        self.board.turn_to(self.number, Doing.THROTTLED)
+        self.row.turn_to(Doing.THROTTLED)
         self.to_dispatcher.ring(self.number, WANT, self.generation)
         grant = self.board["grant"][self.number]
         end = time.monotonic() + self.options.throttle_s
@@ -97,7 +101,7 @@ class Lane:
         board, lane = self.board, self.number
         board["request"][lane] = fragment, decision, self.turn
         board["asked_s"][lane] = time.monotonic()
-        board.turn_to(lane, Doing.ASKING)
+        self.row.turn_to(Doing.ASKING, decision)
         board["asked"][lane] += 1
         self.to_policy.ring(lane, fragment, decision)
         end = time.monotonic() + self.options.deadline_s
@@ -105,7 +109,7 @@ class Lane:
             if self.bell.wait(end - time.monotonic()) is None and time.monotonic() >= end:
                 what = f"policy worker 0, fragment {fragment}, decision {decision}"
                 raise PipelineTimeout(self._name, (), self.options.deadline_s, what)
-        board.turn_to(lane, Doing.STEPPING)
+        self.row.turn_to(Doing.STEPPING, decision)
 
     @property
     def _name(self) -> str:
@@ -128,8 +132,11 @@ class LaneWorker:
         ]
         self.lanes = [future.result() for future in made]
 
-    def ready(self) -> int:
-        """The process id, once everything is set up."""
+    def ready(self, status: Status, rows: Sequence[str]) -> int:
+        """The process id, once everything is set up; from now on it is told what each lane does."""
+        for lane, name in zip(self.lanes, rows, strict=True):
+            lane.row = status.row(name)
+            lane.row.turn_to(Doing.IDLE)
         return os.getpid()
 
     def serve(self) -> None:

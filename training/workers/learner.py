@@ -1,6 +1,5 @@
 """The learner: data-parallel PPO updates straight from the rollout block."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from training.algorithms import ppo
 from training.algorithms.gae import advantages, normalize
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.block import RolloutBlock, RolloutShape
+from training.pipeline.status import Doing
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
 from training.workers import gap, sharding
 from training.workers.critic import LossError, PrivilegedCritic, value_weight
@@ -24,6 +24,7 @@ from training.workers.memory import FRAME, Memory
 from training.workers.precision import Precision
 from training.workers.rendezvous import meet
 from training.workers.room import Room
+from training.workers.watched import Watched
 from vla import lora
 from vla.lora import FULL, Lora
 from vla.policy import Policy
@@ -95,7 +96,7 @@ class Targets:
     mask: torch.Tensor
 
 
-class Learner:
+class Learner(Watched):
     """Runs in a Ray actor of its own, one for each rank."""
 
     def __init__(self, rank: int, options: LearnerOptions, device: str, shape: RolloutShape, block: str):
@@ -147,10 +148,6 @@ class Learner:
         self.memory = Memory(config.perception_memory // self.world)
         self.gap: LogProbGap | None = None  # while it is wanted
 
-    def ready(self) -> int:
-        """The process id, once everything is set up."""
-        return os.getpid()
-
     def publish(self, version: int) -> None:
         """Offer the weights after `version` updates to the policy worker; those of rank 0 stand for all."""
         offered = sent(self.policy.model, self.adapters)
@@ -161,6 +158,7 @@ class Learner:
 
     def update(self, iteration: int) -> Update:
         """All epochs on the rollout in the block."""
+        self.row.turn_to(Doing.UPDATING, iteration)
         began = time.perf_counter()
         if self.room is not None:
             self.room.enter()
@@ -234,6 +232,7 @@ class Learner:
             updates=float(len(totals.get("loss", ()))), last_kl=totals.get("approx_kl", [0.0])[-1],
             update_s=time.perf_counter() - began,
         )  # fmt: skip
+        self.row.turn_to(Doing.IDLE)
         return Update(metrics)
 
     def _weights(self, executed: torch.Tensor) -> torch.Tensor:
@@ -422,7 +421,8 @@ class Learner:
         elif self.world > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
             flat = torch.cat([*(g.flatten() for g in gradients), torch.stack([*numbers.values()])])
-            dist.all_reduce(flat)
+            with self.row.during(Doing.AVERAGING):
+                dist.all_reduce(flat)
             flat /= self.world
             offset = 0
             for gradient in gradients:
@@ -435,13 +435,14 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Weights that are trained, and optimizers."""
-        for name, module, optimizer in self._parts():
-            if self.is_sharded and not self.adapters.rank:
-                sharding.save(Path(folder), name, self.rank, self.world, module, optimizer)
-            elif self.rank == 0:
-                state.save(Path(folder) / f"{name}.safetensors", module, optimizer, 0)
-        if self.critic is not None and self.rank == 0:
-            self.critic.save(Path(folder))
+        with self.row.during(Doing.SAVING):
+            for name, module, optimizer in self._parts():
+                if self.is_sharded and not self.adapters.rank:
+                    sharding.save(Path(folder), name, self.rank, self.world, module, optimizer)
+                elif self.rank == 0:
+                    state.save(Path(folder) / f"{name}.safetensors", module, optimizer, 0)
+            if self.critic is not None and self.rank == 0:
+                self.critic.save(Path(folder))
 
     def restore(self, folder: str, iteration: int) -> None:
         """What `save` wrote before this iteration; the policy worker gets the weights, too."""

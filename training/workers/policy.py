@@ -1,7 +1,5 @@
 """The policy worker: decides for a stage as soon as all environment workers that it serves have shown it."""
 
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +10,16 @@ import torch
 
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutBlock, RolloutShape, span
+from training.pipeline.status import Doing
 from training.pipeline.weights import WeightsBlock, WeightsLayout, sent
 from training.workers.room import Room
+from training.workers.watched import Watched
 from vla import lora
 from vla.lora import Lora
 from vla.policy import Decision, Policy
 from vla.types import ModelInputs
 
 INPUTS = ("images", "state", "tokens")
-
-
-@dataclass
-class PolicyLog:
-    """Time in s that an iteration's forward passes took, and that the policy waited; forward passes."""
-
-    forward_s: float = 0.0
-    wait_s: float = 0.0
-    forwards: int = 0
-
-    @staticmethod
-    def mean(logs: "Sequence[PolicyLog]") -> "PolicyLog":
-        """Of several policy workers: their mean times, and all forward passes."""
-        forward_s, wait_s = (sum(getattr(log, name) for log in logs) / len(logs) for name in ("forward_s", "wait_s"))
-        return PolicyLog(forward_s, wait_s, sum(log.forwards for log in logs))
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class PolicyOptions:
     compile: bool = False
 
 
-class Sampler:
+class Sampler(Watched):
     """A policy with the learner's newest weights: what the policy workers of all schedules share."""
 
     def __init__(self, options: PolicyOptions, device: str):
@@ -77,13 +62,10 @@ class Sampler:
         self.weights = WeightsBlock(options.layout, options.weights)
         self.version = 0
 
-    def ready(self) -> int:
-        """The process id, once everything is set up."""
-        return os.getpid()
-
     def refresh(self) -> None:
         """Take over the learner's weights, if there are new ones."""
         if self.weights.version != self.version:
+            self.row.turn_to(Doing.LOADING, self.weights.version)
             self.version = self.weights.read(sent(self.policy.model, self.options.adapters))
 
     def sample(self, inputs: Sequence[np.ndarray], draws: Sequence[tuple[int, int, int]]) -> Decision:
@@ -123,35 +105,37 @@ class PolicyWorker(Sampler):
         self.bell = Bell(Path(bells) / f"policy{number}")
         self.environments = {i: Bell(Path(bells) / f"environment{i}") for i in slots}
 
-    def rollout(self, iteration: int, fresh: bool, weights: None = None) -> PolicyLog:
-        """Decide rows 0 (if the episodes are fresh) or 1 up to T. Ray begins it once `weights` have arrived."""
+    def rollout(self, iteration: int, fresh: bool, weights: None = None) -> int:
+        """Decide rows 0 (if the episodes are fresh) or 1 up to T; how many forward passes that took.
+
+        Ray begins it once `weights` have arrived.
+        """
         if self.room is not None:
+            self.row.turn_to(Doing.LOADING)
             self.room.enter()
         self.refresh()
-        log = PolicyLog()
         total = self.block.shape.decisions + 1 - (0 if fresh else 1)
         arrived: dict[tuple[int, int], set[int]] = {}
         for _ in range(total * self.stages):
-            stage, decision = self._next(arrived, log)
-            began = time.perf_counter()
+            self.row.turn_to(Doing.GATHERING)
+            stage, decision = self._next(arrived)
+            self.row.turn_to(Doing.DECIDING, decision)
             self._decide(iteration, stage, decision)
-            log.forward_s += time.perf_counter() - began
-            log.forwards += 1
             for index, bell in self.environments.items():
                 bell.ring(index, stage, decision)
         if self.room is not None:
+            self.row.turn_to(Doing.LOADING)
             self.room.leave()
-        return log
+        self.row.turn_to(Doing.IDLE)
+        return total * self.stages
 
-    def _next(self, arrived: dict[tuple[int, int], set[int]], log: PolicyLog) -> tuple[int, int]:
+    def _next(self, arrived: dict[tuple[int, int], set[int]]) -> tuple[int, int]:
         """The next stage and decision that every environment worker has shown."""
-        began = time.perf_counter()
         everyone = len(self.environments)
         while True:
             complete = next((key for key, workers in arrived.items() if len(workers) == everyone), None)
             if complete is not None:
                 del arrived[complete]
-                log.wait_s += time.perf_counter() - began
                 return complete
             message = self.bell.wait(self.options.deadline_s)
             if message is None:

@@ -2,11 +2,14 @@
 
 import os
 import socket
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import psutil
 import torch
 import torch.distributed as dist
+
+COLLECTIVE = timedelta(hours=1)  # the driver gives up before, and knows who does not answer
 
 
 def meet(url: str, rank: int, world: int, device: torch.device) -> None:
@@ -18,7 +21,7 @@ def meet(url: str, rank: int, world: int, device: torch.device) -> None:
         name = _interface(url)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-    dist.init_process_group(how, init_method=url, rank=rank, world_size=world)
+    dist.init_process_group(how, init_method=url, rank=rank, world_size=world, timeout=COLLECTIVE)
 
 
 def _interface(url: str) -> str:

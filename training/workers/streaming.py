@@ -14,6 +14,7 @@ import torch
 from training.algorithms import ppo
 from training.pipeline.bell import Bell, PipelineTimeout
 from training.pipeline.block import RolloutShape
+from training.pipeline.status import Doing
 from training.workers.learner import Learner, LearnerOptions, Targets, Update
 
 MEMORY = 4  # updates whose advantages set the scale of a fragment's
@@ -48,7 +49,8 @@ class StreamingLearner(Learner):
 
     def update(self, iteration: int) -> Update:
         """The fragments of an update as they come, then the passes that need all of them."""
-        began, waited = time.perf_counter(), 0.0
+        began = time.perf_counter()
+        self.row.turn_to(Doing.UPDATING, iteration)
         config, factor = self.config, self._set_rates(iteration)
         totals: dict[str, list[float]] = {}
         shares: list[list[torch.Tensor]] = [[] for _ in range(self.world)]
@@ -61,10 +63,9 @@ class StreamingLearner(Learner):
             total = torch.zeros(())
             number, last = minibatch * each, (minibatch + 1) * each
             while number < last:
-                mark = time.perf_counter()
                 most = 1 if self.is_sharded else last - number  # whose passes have to be everybody's
-                fragments = self._arrived(iteration, number, most)
-                waited += time.perf_counter() - mark
+                with self.row.during(Doing.AWAITING, iteration):
+                    fragments = self._arrived(iteration, number, most)
                 number += len(fragments)
                 taken = self._take(fragments)
                 rows = torch.cat(taken)
@@ -95,7 +96,7 @@ class StreamingLearner(Learner):
             self._see(self.flat, rows, iteration, factor, totals)
         age = torch.cat(ages)
         numbers_of_update = {
-            "explained_variance": self._explained(rows), "learner_wait_s": waited,
+            "explained_variance": self._explained(rows),
             "staleness_mean": float(age.mean()), "staleness_max": float(age.max()),
         }  # fmt: skip
         return self._finish(iteration, factor, totals, numbers_of_update, began)
@@ -112,6 +113,8 @@ class StreamingLearner(Learner):
             if update != iteration:
                 raise RuntimeError(f"learner {self.rank}: a fragment for update {update} in update {iteration}")
             fragments.append(fragment)
+            if self.rank == 0:
+                self.row.count("taken")
             message = self.bell.wait(0) if len(fragments) < most else None
         return fragments
 
