@@ -23,7 +23,7 @@ def bars(axis: Axes, rows: Mapping[str, tuple[float, float, float]], bounds: Map
             axis.plot([bounds[name]] * 2, [index - 0.4, index + 0.4], color="C3", linewidth=2)
     if bounds:
         axis.plot([], [], color="C3", linewidth=2, label="event model, no overhead")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     axis.set_xlabel(unit)
     axis.invert_yaxis()
     axis.tick_params(labelsize=8)

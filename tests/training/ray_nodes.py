@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-# How soon Ray takes a node that is silent for dead: these tests don't wait for half a minute.
+# How soon Ray takes a node that is silent for dead: its own figures make that a minute.
 HEALTH = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_timeout_ms": 5000,
           "health_check_failure_threshold": 3}  # fmt: skip
 START_S = 60
