@@ -20,7 +20,7 @@ from training.pipeline.block import RolloutBlock, RolloutShape, unlink
 from training.pipeline.board import Board
 from training.pipeline.dispatcher import Dispatcher
 from training.pipeline.placement import EngineError, PlacementConfig, plan
-from training.pipeline.status import Status
+from training.pipeline.status import Doing, Status
 from training.pipeline.weights import WeightsBlock, WeightsLayout
 from training.workers.batching import BatchingPolicy
 from training.workers.lanes import WANT
@@ -219,6 +219,7 @@ def test_a_policy_that_always_has_requests_empties_its_bell(checkpoint: Path, tm
     options = PolicyOptions(str(checkpoint), layout, weights.name, 1.0, 0, 1, 5.0, FULL)
     try:
         policy = BatchingPolicy(options, "cpu", shape, name, 1, str(tmp_path), None, 0.0, 5.0)
+        policy.doing = np.array([Doing.IDLE])  # of its only lane
         for request in range(1, 8000):
             board["asked"][0] = request
             policy.bell.ring(0, 0, 0)

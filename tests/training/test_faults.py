@@ -91,6 +91,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_run(start: Start) -> None:
     assert "Traceback" not in run.text.split("vla: [WORKER]")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_environment_worker_that_leaks_is_replaced(start: Start, trouble: Path, schedule: str) -> None:
     run = start(
@@ -109,6 +110,7 @@ def test_an_environment_worker_that_leaks_is_replaced(start: Start, trouble: Pat
     check_complete(run, 10)
 
 
+@pytest.mark.slow
 def test_a_bound_of_memory_that_no_worker_keeps_is_refused(start: Start) -> None:
     run = start("iterations=2", "placement.worker_memory_gib=0.01")
     assert run.finish() == 2

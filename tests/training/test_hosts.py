@@ -85,6 +85,7 @@ def engine(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_hosts_play_what_one_plays(session: list[Node], checkpoint: Path, tmp_path: Path) -> None:
     played = []
     for name, nodes, stages in (("one", session[:1], 2), ("two", session, 2)):
@@ -108,6 +109,7 @@ def test_two_hosts_play_what_one_plays(session: list[Node], checkpoint: Path, tm
     assert one[2]["executed"].any() and one[2]["images"][:, 4:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
 def test_an_update_reaches_the_policy_of_the_other_host(
     session: list[Node], checkpoint: Path, tmp_path: Path, rank: int
@@ -128,6 +130,7 @@ def test_an_update_reaches_the_policy_of_the_other_host(
         made.close()
 
 
+@pytest.mark.slow
 def test_learners_may_be_where_the_command_is_not(session: list[Node], checkpoint: Path, tmp_path: Path) -> None:
     here, other = session
     made = engine(checkpoint, tmp_path / "run", [other, here])
@@ -164,6 +167,7 @@ def test_learners_on_two_hosts_learn_what_those_of_one_learn(
         assert torch.allclose(value, weights[1][name], atol=2e-4), name
 
 
+@pytest.mark.slow
 def test_a_lost_node_shrinks_the_run(
     cluster: str, session: list[Node], checkpoint: Path, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_lost_node_shrinks_the_run(
             made.close()
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_learners_is_an_error_that_can_be_resumed(
     cluster: str, session: list[Node], checkpoint: Path, run: Path
 ) -> None:
@@ -222,6 +227,7 @@ def current() -> list[Node]:
     return nodes()
 
 
+@pytest.mark.slow
 def test_the_asynchronous_schedule_stays_on_one_host(session: list[Node], checkpoint: Path) -> None:
     algorithm = PPOConfig(minibatches=2)
     placement = PlacementConfig(schedule="asynchronous", learners=1)
@@ -252,6 +258,7 @@ def train(out: Path, checkpoint: Path, address: str, *options: str) -> "subproce
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, run: Path) -> None:
     if why := ray_nodes.why_no_namespace():
         pytest.skip(why)

@@ -132,7 +132,8 @@ def test_goes_on_after_kill_of_an_environment_worker_and_of_the_driver(start: St
     load(second.out / "checkpoint", None)
     assert not psutil.wait_procs(orphans, timeout=10)[1], "workers of the killed driver are still there"
 
-@pytest.mark.parametrize("schedule", ["pipelined", "asynchronous"])
+
+@pytest.mark.parametrize("schedule", ["pipelined", pytest.param("asynchronous", marks=pytest.mark.slow)])
 def test_one_sees_who_does_what_during_a_run_and_after_it(start: Start, schedule: str) -> None:
     run = start(f"placement={schedule}", "iterations=10", "env.settings.pause_s=0.03", "placement.learners=2")
     run.wait_for(lambda: len(run.rows) >= 2)
@@ -182,7 +183,7 @@ def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
 
 def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement")).create()
+    RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement", "cluster")).create()
     before = (out / "config.json").read_bytes()
     other = tiny(out, checkpoint, seed=7, algorithm=PPOConfig(minibatches=2, gamma=0.5))
     with pytest.raises(SimrealError) as caught:
@@ -193,7 +194,7 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     assert not ray.is_initialized()
     # The placement may change: it is the same run on other processes.
     moved = tiny(out, checkpoint, placement=PlacementConfig(stages=2))
-    RunFolder(out, moved, ignore=("out", "placement"))
+    RunFolder(out, moved, ignore=("out", "placement", "cluster"))
 
 
 @pytest.mark.parametrize("word", ["policy=runs/oft/bundle", "bundle=runs/oft/bundle", "policy.folder=x"])
@@ -227,7 +228,7 @@ def test_an_mlp_learns_from_random_weights(start: Start) -> None:
 
 def test_a_finished_run_is_left_alone(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement")).create()
+    RunFolder(out, tiny(out, checkpoint), ignore=("out", "placement", "cluster")).create()
     (out / "checkpoint").mkdir()
     train(tiny(out, checkpoint))
     assert f"{out}/checkpoint is there already" in capsys.readouterr().out
