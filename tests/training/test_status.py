@@ -108,16 +108,6 @@ for _ in range(1000):
     assert status["turns"][0] == 0
 
 
-def test_a_turn_costs_little(make: Make) -> None:
-    row = make().row("lane 0")
-    began = time.perf_counter()
-    for number in range(20_000):
-        row.turn_to(Doing.STEPPING, number)
-    each = (time.perf_counter() - began) / 20_000
-    print(f"a turn takes {1e6 * each:.2f} microseconds")
-    assert each < 20e-6
-
-
 def test_who_waits_for_whom() -> None:
     doing = [Doing.STEPPING, Doing.ASKING, Doing.GATHERING, Doing.AWAITING, Doing.AVERAGING, Doing.LEARNING]
     assert [awaited(ROWS, doing, index) for index in range(len(ROWS))] == [
