@@ -30,7 +30,7 @@ class StepResult:
     rewards: float32 `[n, C]`, reward of each control step.
     executed: bool `[n, C]`, False for the actions that come after the end of the episode.
     terminated: bool `[n]`, the episode ended by success or failure.
-    truncated: bool `[n]`, the episode ended by its time limit.
+    truncated: bool `[n]`, the episode ended by its time limit, or though it could go on: its last value counts.
     success: bool `[n]`.
     critic_states: float32 `[n, C, critic_size]`, what a critic is told after each control step.
     """
