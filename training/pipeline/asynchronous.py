@@ -11,7 +11,7 @@ from training.pipeline.actors import UPDATE_DEADLINE_S, actor, collect, end, rea
 from training.pipeline.block import unlink
 from training.pipeline.board import Board
 from training.pipeline.dispatcher import Dispatcher
-from training.pipeline.engine import RESTARTS, Engine, PolicyLog, Rollout
+from training.pipeline.engine import RESTARTS, START_S, Engine, PolicyLog, Rollout
 from training.pipeline.placement import EngineError
 from training.pipeline.status import Clock, Doing
 from training.workers.batching import BatchingPolicy
@@ -34,10 +34,10 @@ class Asynchronous(Engine):
             self.block, self.board, self.status, self.bells, len(self.crew.learners), where.update_fragments,
             where.staleness,
         )
-        # A policy that hangs is found after deadline_s and replaced, before the lanes give up.
+        # A policy that hangs is found after deadline_s, and the lanes wait until another is there.
         self.options = LaneOptions(
             self.environment, self.settings, self.variant, self.seed, where.staleness,
-            deadline_s=4 * where.deadline_s, throttle_s=UPDATE_DEADLINE_S,
+            deadline_s=2 * where.deadline_s + START_S, throttle_s=UPDATE_DEADLINE_S,
         )  # fmt: skip
         self.serving: dict[Any, str] = {}  # calls that don't end unless their worker fails -> its name
         self.failed = 0  # workers since the last update
