@@ -21,7 +21,7 @@ from training.pipeline.timeline import kept, read
 from training.report import ReportConfig, report
 from training.run import RunFolder, Totals
 from training.top import view
-from training.train import EnvConfig, TrainConfig, train
+from training.train import EnvConfig, TrainConfig, _start, train
 from vla import configuration
 from vla.checkpoint import load
 from vla.contract import ContractError
@@ -172,7 +172,7 @@ def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp
     assert {"learner.safetensors", "critic.safetensors", "state.json"} == {p.name for p in saved[-1].iterdir()}
 
 
-def tiny(out: Path, checkpoint: Path, **changes: Any) -> TrainConfig:
+def tiny(out: Path, checkpoint: Path | None, **changes: Any) -> TrainConfig:
     given = {
         "iterations": 2, "slots": 8, "decisions": 8, "algorithm": PPOConfig(minibatches=2),
         "env": EnvConfig("point_env:make", {"image_size": 16, "chunk": 2}),
@@ -288,3 +288,13 @@ def test_states_of_a_run_folder(tmp_path: Path, checkpoint: Path) -> None:
     assert [row["iteration"] for row in again.metrics()] == [0, 1, 2, 3]
     again.forget_after(3)
     assert [row["iteration"] for row in again.metrics()] == [0, 1, 2]
+
+
+def test_a_run_goes_on_with_the_weights_that_it_started_with(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", None, model=MLPConfig(hidden=8))
+    aside = _start(config, tmp_path / "aside")
+    assert aside == tmp_path / "aside" / "start" and not config.out.exists()
+    config.out.mkdir()
+    aside.rename(config.out / "start")
+    assert _start(config, tmp_path / "elsewhere") == config.out / "start"
+    assert not (tmp_path / "elsewhere").exists()
