@@ -87,7 +87,6 @@ def test_an_episode_takes_equally_long_whenever_it_is_played() -> None:
 @pytest.mark.parametrize(
     "side",
     [
-        Side(BATCHED, disaggregated(1, 1, 1), Schedule()),
         Side(BATCHED, colocated(2), Schedule()),
         Side(BATCHED, hybrid(1, 1), pipelined(2)),
         Side(SEPARATE, disaggregated(0, 1, 1), STREAM),
