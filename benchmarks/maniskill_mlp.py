@@ -35,7 +35,7 @@ from training.envs.base import EpisodeRequest
 from training.pipeline.actors import ray_session
 from training.pipeline.placement import PlacementConfig
 from training.pipeline.synchronous import Synchronous
-from training.run import RunFolder
+from training.run import RunFolder, Totals
 from training.start import untrained
 from training.train import EnvConfig, TrainConfig, summarize
 from vla.models.mlp import MLPConfig
@@ -79,7 +79,7 @@ def measure(iterations: int = 40, control_mode: str = "pd_joint_delta_pos") -> d
             state = run.begin_state()
             engine.save(state)
             run.log(iteration, row)
-            run.commit_state(state, iteration, {"iteration": iteration})
+            run.commit_state(state, Totals(iteration, engine.counters().tolist()))
             saved_s = time.perf_counter() - began
             rows.append({**row, "iterate_s": iterated - began, "processor_s": worked, "saved_s": saved_s})
         engine.close()
