@@ -19,8 +19,12 @@ $(STAMP): pyproject.toml setup.sh
 	./setup.sh $(VENV)
 	touch $@
 
+# Tests of the robot's side watch the clock and have the machine to themselves.
+ALONE := tests/deployment/ tests/e2e/ tests/vla_policy/
+
 test: setup lint  ## static checks and every test that is not slow
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2 --dist loadfile $(filter-out $(ALONE),$(wildcard tests/*/))
+	$(VENV)/bin/pytest $(ALONE)
 
 lint: setup  ## style, dependency rules, types
 	$(VENV)/bin/ruff check

@@ -61,6 +61,7 @@ def check_complete(run: Run, iterations: int) -> None:
     assert all(bool(p.isfinite().all()) for p in load(run.out / "checkpoint", None).model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_after_a_killed_learner_and_a_stopped_policy_worker_all_start_anew(start: Start) -> None:
     run = start(
         "iterations=12", "env.settings.pause_s=0.02", "placement.learners=2", "placement.deadline_s=3"
