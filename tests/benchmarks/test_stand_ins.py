@@ -87,11 +87,10 @@ def test_an_episode_takes_equally_long_whenever_it_is_played() -> None:
 @pytest.mark.parametrize(
     "side",
     [
-        Side(BATCHED, colocated(2), Schedule()),
-        Side(BATCHED, hybrid(1, 1), pipelined(2)),
-        Side(SEPARATE, disaggregated(0, 1, 1), STREAM),
+        pytest.param(Side(BATCHED, colocated(2), Schedule()), id="colocated sequential", marks=pytest.mark.slow),
+        pytest.param(Side(BATCHED, hybrid(1, 1), pipelined(2)), id="hybrid pipelined"),
+        pytest.param(Side(SEPARATE, disaggregated(0, 1, 1), STREAM), id="asynchronous", marks=pytest.mark.slow),
     ],
-    ids=lambda side: f"{side.placement.name} {side.schedule.name}",
 )
 def test_they_are_trained_through_the_engine(side: Side, session: None, tmp_path: Path) -> None:
     with side.engine(tmp_path) as engine:

@@ -407,7 +407,7 @@ def test_without_staleness_every_decision_is_of_the_newest_weights(
             assert update.metrics["staleness_max"] == update.metrics["staleness_mean"] == 0
             assert rollout.measures["rollout/dropped_fragments"] == 0
             assert rollout.measures["rollout/batch_mean"] <= 4
-            assert made.board["begun"].min() >= 1
+        assert made.board["begun"].min() >= 1
     finally:
         made.close()
 
