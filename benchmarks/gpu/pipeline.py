@@ -103,6 +103,7 @@ def bundle(folder: Path, size: str, device: torch.device) -> int:
     )  # fmt: skip
     words = train_tokenizer(training_sentences(), 512, config.prompt_length)
     before = torch.get_default_dtype()
+    torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, config.dtype))
     try:
         with torch.device(device):
