@@ -50,7 +50,7 @@ SEED = 77_000_000
 EPISODES = 48  # of a repeat of part 1
 ENVIRONMENTS = 8  # of part 1
 PLACEMENTS = {
-    f"{name}_{workers}": PlacementConfig(environment_workers=workers, stages=stages, policy_threads=1, learners=0)
+    f"{name}_{workers}": PlacementConfig(environment_workers=workers, stages=stages, policy_threads=1, learners=1)
     for workers in (1, 2)
     for name, stages in (("sequential", 1), ("pipelined", 2))
 }

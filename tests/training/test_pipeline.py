@@ -163,6 +163,8 @@ def test_a_plan_that_does_not_fit_is_refused(checkpoint: Path) -> None:
         fits(checkpoint, learners=15)
     with pytest.raises(EngineError, match="2 environment workers can't be split over 3 policy workers"):
         fits(checkpoint, policy_workers=3)
+    with pytest.raises(EngineError, match="there is no learner"):
+        fits(checkpoint, learners=0)
     with pytest.raises(EngineError, match="the asynchronous schedule has one policy worker, found 2"):
         fits(checkpoint, schedule="asynchronous", policy_workers=2, slots=8)
     with pytest.raises(ContractError) as caught:

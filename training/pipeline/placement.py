@@ -119,6 +119,8 @@ def plan(
     if placement.environment_workers < 1:
         raise EngineError("there is no environment worker", code="PLACEMENT", remedy="Set environment_workers=1.")
     crew = man(placement, nodes)
+    if not crew.learners:
+        raise EngineError("there is no learner", code="PLACEMENT", remedy="Set placement.learners to 1 or more.")
     if placement.micro_batch is not None and placement.micro_batch < 1:
         raise EngineError(
             f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
