@@ -127,7 +127,7 @@ def _timeline(run: Path, link: str) -> str:
         return ""
     return (
         f'<h2>Who did what</h2><img src="{_png(figure)}" alt="timeline"><p><small>The last iterations that '
-        f'have ended. More: <a href="{link}">{link}</a>, which <a href="https://ui.perfetto.dev">Perfetto</a> '
+        f'have ended. More: <a href="{link}">{link}</a>, which Perfetto (ui.perfetto.dev) '
         "opens.</small></p>"
     )
 
