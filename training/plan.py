@@ -178,10 +178,11 @@ def weigh_devices(config: PlanConfig, cluster: Cluster, seats: Seats, load: Load
     batch = -(-config.slots // (placement.stages * max(1, len(seats.policy))))
     learners = max(1, len(seats.learner))
     samples = placement.micro_batch or -(-config.slots * config.decisions // (config.algorithm.minibatches * learners))
+    parts = learners if placement.shard else 1
     each = {
         "environments": config.environment_gib,
         "policy": load.policy(batch) / GIB + CONTEXT_GIB,
-        "learner": load.learner(samples, config.algorithm.gradient_checkpointing) / GIB + CONTEXT_GIB,
+        "learner": load.learner(samples, config.algorithm.gradient_checkpointing, parts) / GIB + CONTEXT_GIB,
     }
     found = []
     for number in sorted({*seats.environments, *seats.policy, *seats.learner}):
@@ -246,7 +247,10 @@ def _remedy(config: PlanConfig, seats: Seats) -> str:
         ways.append("algorithm.gradient_checkpointing=true")
     if not config.lora.rank:
         ways.append("lora.rank=32")
-    if not config.placement.offload and any(seats.together(n, "learner") for n in ("environments", "policy")):
+    if not config.placement.shard and len(seats.learner) > 1:
+        ways.append("placement.shard=true placement.offload=false")
+    shares = any(seats.together(n, "learner") for n in ("environments", "policy"))
+    if shares and not config.placement.offload and not config.placement.shard:
         ways.append("placement.offload=true")
     ways.append(f"placement.micro_batch={max(1, (config.placement.micro_batch or 16) // 2)}")
     return "try " + ", ".join(ways)

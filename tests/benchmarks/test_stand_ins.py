@@ -1,24 +1,17 @@
 """Stand-ins: they take the time they are told, and are trained through the engine in every schedule."""
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_in_runs import Side, iterate
+from stand_ins import StandInEnv
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-sys.path.insert(0, FOLDER)
-os.environ["PYTHONPATH"] = os.pathsep.join([FOLDER, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-from stand_in_runs import Side, iterate  # noqa: E402
-from stand_ins import StandInEnv  # noqa: E402
-
-from training.envs.base import EpisodeRequest  # noqa: E402
-from training.pipeline.actors import ray_session  # noqa: E402
-from training.pipeline.scenarios import (  # noqa: E402
+from training.envs.base import EpisodeRequest
+from training.pipeline.actors import ray_session
+from training.pipeline.scenarios import (
     BatchedEnvironments,
     Inference,
     Learner,

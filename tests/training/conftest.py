@@ -77,6 +77,24 @@ def play_expert() -> Play:
     return play
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy whose outputs are the same whatever else is in the batch: all tokens alike, all values 0.
+
+    A matrix product's last bits depend on the size of the batch, and stages and hosts change that size.
+    """
+    from point_env import untrained
+    from torch import nn
+
+    folder = tmp_path_factory.mktemp("policy")
+    policy = untrained(folder / "random")
+    nn.init.zeros_(policy.model.action_head.weight)
+    for parameter in policy.model.value_head.parameters():
+        nn.init.zeros_(parameter)
+    policy.save(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
 @pytest.fixture
 def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """start(*options): a `vla train` from the `checkpoint` of the module, killed after the test."""

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import ray_nodes
 import torch
-from point_env import untrained
 from safetensors.torch import load_file
-from torch import nn
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline import placement as placements
@@ -34,18 +32,6 @@ SETTINGS = {"image_size": 16, "chunk": 2}
 LEARNS = PPOConfig(minibatches=2, critic_iterations=0, perception_steps=0, learning_rate=3e-3)
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy that answers the same whatever else is in the batch: hosts change the size of batches."""
-    folder = tmp_path_factory.mktemp("policy")
-    policy = untrained(folder / "random")
-    nn.init.zeros_(policy.model.action_head.weight)
-    for parameter in policy.model.value_head.parameters():
-        nn.init.zeros_(parameter)
-    policy.save(folder / "checkpoint")
-    return folder / "checkpoint"
 
 
 @pytest.fixture(scope="module")

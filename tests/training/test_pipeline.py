@@ -14,7 +14,6 @@ import pytest
 import torch
 from point_env import point_contract, untrained
 from safetensors.torch import load_file
-from torch import nn
 
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import ray_session
@@ -133,21 +132,6 @@ for _ in range({count}):
     median = 1000 * statistics.median(seconds)
     print(f"round trip over bells: median {median:.3f} ms, 99% {1000 * np.quantile(seconds, 0.99):.3f} ms")
     assert median < 5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy whose outputs are the same whatever else is in the batch: all tokens alike, all values 0.
-
-    A matrix product's last bits depend on the size of the batch, and stages change that size.
-    """
-    folder = tmp_path_factory.mktemp("policy")
-    policy = untrained(folder / "random")
-    nn.init.zeros_(policy.model.action_head.weight)
-    for parameter in policy.model.value_head.parameters():
-        nn.init.zeros_(parameter)
-    policy.save(folder / "checkpoint")
-    return folder / "checkpoint"
 
 
 def fits(checkpoint: Path, slots: int = SLOTS, settings: dict[str, int] = SETTINGS, **placement: Any) -> None:

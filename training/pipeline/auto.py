@@ -132,7 +132,7 @@ def candidates(
     shared = replace(base, learners=cores, learner_threads=1, policy_threads=1, policy_workers=1)
     for workers in sorted({1, 2, cores // 2, cores} - {0}):
         for stages in STAGES:
-            if slots % stages or slots < workers * stages:
+            if slots % stages or slots < workers * stages or workers < gpus:  # each policy worker needs one
                 continue
             name = "sequential" if stages == 1 else f"pipelined, {stages} stages"
             placement = replace(shared, schedule="synchronous", environment_workers=workers, stages=stages, lanes=1)

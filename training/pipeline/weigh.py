@@ -36,7 +36,8 @@ class Sizes:
 class Load:
     """Bytes. kept, block and cache are those of one sample.
 
-    weights: of the whole model. trained: numbers that are trained. gradients, moments: of those, two moments (AdamW).
+    weights: of the whole model as stored. trained: numbers that are trained, float32 in a learner. masters: how much
+    more they take there than as stored. gradients, moments: of those, two moments (AdamW).
     kept: what the forward pass leaves for the backward pass. kept_checkpointed: the same, if blocks are computed again;
     None if the model can't. block: the largest block's share of `kept`. cache: keys and values of a decision that
     is made token by token.
@@ -45,6 +46,7 @@ class Load:
     parameters: int
     trained: int
     weights: int
+    masters: int
     gradients: int
     moments: int
     kept: int
@@ -52,12 +54,17 @@ class Load:
     block: int
     cache: int
 
-    def learner(self, micro_batch: int, checkpointing: bool) -> int:
-        """Bytes of a learner that takes so many samples at a time."""
+    def learner(self, micro_batch: int, checkpointing: bool, parts: int = 1) -> int:
+        """Bytes of a learner that takes so many samples at a time; parts: learners over which the weights are split.
+
+        What is trained beside frozen weights is not split.
+        """
         inside = self.kept
         if checkpointing and self.kept_checkpointed is not None:
             inside = self.kept_checkpointed + self.block
-        return self.weights + self.gradients + self.moments + micro_batch * inside
+        own = self.masters + self.gradients + self.moments
+        held = self.weights + own if self.trained == self.parameters else self.weights
+        return held // parts + (self.weights + own - held) + micro_batch * inside
 
     def policy(self, batch: int) -> int:
         """Bytes of a policy that decides so many observations at a time."""
@@ -148,10 +155,11 @@ def weigh(config: dict[str, Any], sizes: Sizes, adapters: Lora = FULL, samples: 
         model.checkpoint_gradients()
         checkpointed = _forward(model, sizes, samples)[0]
     trained = [p for p in model.parameters() if p.requires_grad]
-    size = sum(p.nbytes for p in trained)
+    size = sum(4 * p.numel() for p in trained)
     return Load(
         sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained),
-        sum(t.nbytes for t in (*model.parameters(), *model.buffers())), size, 2 * size, kept, checkpointed, block,
+        sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+        size - sum(p.nbytes for p in trained), size, 2 * size, kept, checkpointed, block,
         _cache(model, sizes),
     )  # fmt: skip
 

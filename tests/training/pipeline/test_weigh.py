@@ -64,7 +64,12 @@ def test_weights_and_optimizer() -> None:
     assert load.moments == 2 * load.gradients
     adapted = weigh(config(), SIZES, Lora(rank=4))
     assert 0 < adapted.trained < 0.1 * numbers and adapted.weights > load.weights
+    whole, parts = (adapted.learner(1, False, count) for count in (1, 4))
+    assert whole - parts == adapted.weights - adapted.weights // 4, "what is trained stays whole"
+    assert load.learner(0, False, 4) == pytest.approx(load.learner(0, False) / 4, rel=1e-6)
     half = weigh(config(replace(TINY, dtype="bfloat16")), SIZES)
+    assert half.weights + half.masters == pytest.approx(load.weights, rel=0.01)
+    assert (half.gradients, half.moments, load.masters) == (load.gradients, load.moments, 0)
     assert half.weights == pytest.approx(load.weights / 2, rel=0.01) and half.kept < load.kept
 
 
@@ -80,13 +85,13 @@ def test_a_plan_tells_every_gpu_and_refuses_one_that_is_too_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hybrid = PlacementConfig("0-50%", "50-100%", "all", offload=True, stages=2, micro_batch=4)
-    large = PlanConfig(Cluster(1, 2, 80.0), placement=hybrid, out=tmp_path / "plan.json")
+    large = PlanConfig(Cluster(1, 2, 160.0), placement=hybrid, out=tmp_path / "plan.json")
     assert plan(large) == 0
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["seats"] == {"environments": [0], "policy": [1], "learner": [0, 1]}
     first, second = told["devices"]
     assert first["gib"]["environments"] is None and set(second["gib"]) == {"policy", "learner"}
-    assert second["peak"] == max(second["gib"].values()) < 80
+    assert second["peak"] == max(second["gib"].values()) < 160
     assert told["load"]["parameters"] / 1e9 == pytest.approx(7.54, abs=0.01)
     assert told["load"]["weights"] / GIB == pytest.approx(14.1, abs=0.1)
     capsys.readouterr()
@@ -94,4 +99,5 @@ def test_a_plan_tells_every_gpu_and_refuses_one_that_is_too_small(
     assert plan(small) == 1
     text = capsys.readouterr().out
     assert "too small" in text and "lora.rank=32" in text and "gradient_checkpointing=true" in text
+    assert "placement.shard=true" in text
     assert plan(replace(small, force=True)) == 0
