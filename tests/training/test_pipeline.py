@@ -249,6 +249,7 @@ def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
 def test_sharded_learners_learn_what_whole_ones_learn(
     ray_: None, checkpoint: Path, tmp_path: Path, rank: int
