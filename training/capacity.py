@@ -1,14 +1,14 @@
 """Whether a run's memory suffices, estimated before it starts: on every GPU, and of this machine for the rollouts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from training.algorithms.base import Algorithm
-from training.pipeline.placement import PlacementConfig
+from training.pipeline.placement import AUTO, PlacementConfig
 from training.pipeline.seats import COMPONENTS, Cluster, Seats, seat
 from training.pipeline.weigh import GIB, Load, Sizes, weigh
 from vla.checkpoint import read_codec, read_model_config
@@ -18,6 +18,8 @@ from vla.lora import Lora
 
 CONTEXT_GIB = 0.6  # of the CUDA context, cuBLAS and the allocator's slack, for each process on a device
 DEFAULT_GIB = 80.0  # of a GPU, where none is there to ask
+FILLED = 0.9  # of a GPU's memory, by micro-batches sized by it: allocators leave gaps
+FILLED_HERE = 0.5  # of this machine's free memory, where learners are on its processors
 FORCE = "or start all the same with force=true."
 
 
@@ -47,15 +49,10 @@ def weigh_devices(
 ) -> list[Device]:  # fmt: skip
     """What every GPU of a run would hold."""
     per_node = cluster.gpus or 1
-    batch = -(-slots // (placement.stages * max(1, len(seats.policy))))
-    learners = max(1, len(seats.learner))
-    update = algorithm.batch_size or -(-slots * decisions // algorithm.minibatches)
-    samples = placement.micro_batch or -(-update // learners)
-    parts = learners if placement.shard else 1
+    samples = placement.samples_at_a_time or _share(slots, decisions, algorithm, placement, seats)
     each = {
-        "environments": environment_gib,
-        "policy": load.policy(batch) / GIB + CONTEXT_GIB,
-        "learner": load.learner(samples, algorithm.gradient_checkpointing, parts) / GIB + CONTEXT_GIB,
+        **_rollout_gib(slots, placement, seats, load, environment_gib),
+        "learner": _learner_gib(samples, algorithm, placement, seats, load),
     }
     found = []
     for number in sorted({*seats.environments, *seats.policy, *seats.learner}):
@@ -64,6 +61,54 @@ def weigh_devices(
         peak = max(learner, rollout) if placement.offload else learner + rollout
         found.append(Device(number, number // per_node, own, peak))
     return found
+
+
+def sized(
+    slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, cluster: Cluster, seats: Seats,
+    load: Load, environment_gib: float | None = None,
+) -> PlacementConfig:  # fmt: skip
+    """With the largest micro-batch that the memory of every learner's device holds, where it is to be found.
+
+    A micro-batch of 1 that does not fit is left to `settle`. On processors: of the memory that is free now.
+    """
+    if placement.micro_batch != AUTO:
+        return placement
+    one = _learner_gib(1, algorithm, placement, seats, load)
+    each = _learner_gib(2, algorithm, placement, seats, load) - one
+    if seats.learner:
+        shared = _rollout_gib(slots, placement, seats, load, environment_gib)
+        beside = max(
+            0.0 if placement.offload else sum(v or 0.0 for k, v in shared.items() if number in seats.of(k))
+            for number in seats.learner
+        )
+        free = FILLED * (cluster.gpu_gib or DEFAULT_GIB) - beside
+    else:
+        free = FILLED_HERE * psutil.virtual_memory().available / GIB / max(1, placement.learners)
+    learners = len(seats.learner) or max(1, placement.learners)
+    most = (algorithm.batch_size or slots * decisions // algorithm.minibatches) // learners
+    return replace(placement, micro_batch=max(1, min(most, 1 + int((free - one) / each))))
+
+
+def _share(slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, seats: Seats) -> int:
+    """Samples of a learner in a minibatch."""
+    update = algorithm.batch_size or -(-slots * decisions // algorithm.minibatches)
+    return -(-update // (len(seats.learner) or max(1, placement.learners)))
+
+
+def _learner_gib(
+    samples: int, algorithm: Algorithm, placement: PlacementConfig, seats: Seats, load: Load
+) -> float:
+    """Of a learner that takes so many samples at a time."""
+    parts = max(1, len(seats.learner)) if placement.shard else 1
+    return load.learner(samples, algorithm.gradient_checkpointing, parts) / GIB + CONTEXT_GIB
+
+
+def _rollout_gib(
+    slots: int, placement: PlacementConfig, seats: Seats, load: Load, environment_gib: float | None
+) -> dict[str, float | None]:
+    """Of whoever rolls out, on a device that it has."""
+    batch = -(-slots // (placement.stages * max(1, len(seats.policy))))
+    return {"environments": environment_gib, "policy": load.policy(batch) / GIB + CONTEXT_GIB}
 
 
 def sizes_of(codec: Codec) -> Sizes:
@@ -80,22 +125,24 @@ def check_rollouts(nbytes: int, available: int | None = None) -> None:
         )  # fmt: skip
 
 
-def check_devices(
+def settle(
     checkpoint: Path, slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, lora: Lora,
-    cluster: Cluster,
-) -> None:  # fmt: skip
-    """Refuse a run for which a GPU is too small."""
+    cluster: Cluster, force: bool = False,
+) -> PlacementConfig:  # fmt: skip
+    """With micro-batches sized by memory. Refuses a run for which a GPU is too small, unless with force."""
     seats = seat({name: getattr(placement, name) for name in COMPONENTS}, cluster)
-    if not (seats.policy or seats.learner):
-        return
+    if placement.micro_batch != AUTO and not (seats.policy or seats.learner):
+        return placement
     load = weigh(read_model_config(checkpoint), sizes_of(read_codec(checkpoint, None)), lora)
+    placement = sized(slots, decisions, algorithm, placement, cluster, seats, load)
     devices = weigh_devices(slots, decisions, algorithm, placement, cluster, seats, load)
     capacity = cluster.gpu_gib or DEFAULT_GIB
-    if full := [d for d in devices if d.peak > capacity]:
+    if (full := [d for d in devices if d.peak > capacity]) and not force:
         raise SimrealError(
             f"{len(full)} GPUs of {capacity:.1f} GiB are too small: {max(d.peak for d in full):.1f} GiB are needed",
             code="MEMORY", remedy=f"{remedy(algorithm, placement, lora, seats).capitalize()}; {FORCE}",
         )  # fmt: skip
+    return placement
 
 
 def remedy(algorithm: Algorithm, placement: PlacementConfig, lora: Lora, seats: Seats) -> str:
@@ -110,5 +157,5 @@ def remedy(algorithm: Algorithm, placement: PlacementConfig, lora: Lora, seats: 
     shares = any(seats.together(n, "learner") for n in ("environments", "policy"))
     if shares and not placement.offload and not placement.shard:
         ways.append("placement.offload=true")
-    ways.append(f"placement.micro_batch={max(1, (placement.micro_batch or 16) // 2)}")
+    ways.append(f"placement.micro_batch={max(1, (placement.samples_at_a_time or 16) // 2)}")
     return "try " + ", ".join(ways)

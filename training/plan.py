@@ -9,7 +9,7 @@ from rich.table import Table
 
 from training.algorithms.base import Algorithm
 from training.algorithms.ppo import PPOConfig
-from training.capacity import DEFAULT_GIB, Device, present, remedy, sizes_of, weigh_devices
+from training.capacity import DEFAULT_GIB, Device, present, remedy, settle, sized, sizes_of, weigh_devices
 from training.envs import EnvConfig
 from training.pipeline import auto
 from training.pipeline.actors import ray_session
@@ -95,9 +95,11 @@ def plan(config: PlanConfig) -> int:
     check(seats, placement.stages, placement.schedule == "asynchronous", placement.offload, cluster.devices)
     model, sizes = _model(config)
     load = weigh(model, sizes, config.lora)
-    devices = weigh_devices(
-        config.slots, config.decisions, config.algorithm, placement, cluster, seats, load, config.environment_gib
-    )
+    given = config.slots, config.decisions, config.algorithm
+    placement = sized(*given, placement, cluster, seats, load, config.environment_gib)
+    if placement.micro_batch != config.placement.micro_batch:
+        console.print(f"micro_batch: {placement.micro_batch}", highlight=False)
+    devices = weigh_devices(*given, placement, cluster, seats, load, config.environment_gib)
     console.print(_about(config, load), highlight=False)
     if not devices:
         console.print("everything runs on the processors")
@@ -123,10 +125,12 @@ def _propose(config: PlanConfig, cluster: Cluster, console: Console) -> int:
     where = config.placement
     if cluster.devices:  # one of its GPUs stands for the others
         where = replace(where, environments=CPU, policy="0", learner="0")
+    sizes = config.slots, config.decisions, config.algorithm
+    measured = settle(config.checkpoint, *sizes, where, config.lora, cluster, config.force)
     with ray_session():
         times = auto.measure(
-            config.checkpoint, config.env.name, config.env.settings, config.env.variant, config.slots,
-            config.decisions, config.algorithm, where, config.lora, config.auto_seconds, console.print,
+            config.checkpoint, config.env.name, config.env.settings, config.env.variant, *sizes, measured,
+            config.lora, config.auto_seconds, console.print,
         )  # fmt: skip
     console.print(f"update: {times.learner_s:.2f} s with one learner")
     found = auto.propose(times, where, cluster)

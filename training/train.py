@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from training.envs import EnvConfig
 from training.pipeline.actors import WorkerLost, ray_session
 from training.pipeline.asynchronous import Asynchronous
 from training.pipeline.bell import PipelineTimeout
-from training.pipeline.cluster import LOCAL
+from training.pipeline.cluster import LOCAL, smallest_gpu
 from training.pipeline.crew import Crew, Node, here, picture
 from training.pipeline.engine import RESTARTS, Engine, Rollout
 from training.pipeline.groups import Groups
-from training.pipeline.placement import PlacementConfig, plan
+from training.pipeline.placement import AUTO, PlacementConfig, plan
 from training.pipeline.seats import Cluster
 from training.pipeline.synchronous import Synchronous
 from training.run import RunFolder, Totals
@@ -87,9 +87,11 @@ def train(config: TrainConfig) -> None:
     with tempfile.TemporaryDirectory() as aside:  # nothing is written to `out` before everything has been checked
         checkpoint = _start(config, Path(aside))
         if config.cluster == LOCAL:  # this machine is known before Ray has started
+            config = _settle(config, checkpoint, here(), console)
             _check(config, checkpoint, here())
         with ray_session(config.cluster) as nodes:
             if config.cluster != LOCAL:
+                config = _settle(config, checkpoint, nodes, console)
                 console.print(picture(_check(config, checkpoint, nodes), nodes))
             run.create()
             if checkpoint.is_relative_to(aside):
@@ -124,11 +126,20 @@ def _check(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node]) -> Crew
     found = plan(checkpoint, config.env.name, config.env.settings, *sizes, config.lora, nodes)
     if not config.force:
         capacity.check_rollouts(found.shape.nbytes)
-        gpus = {node.gpus for node in nodes}
-        if len(gpus) == 1 and config.cluster == LOCAL:  # the size of other machines' GPUs is not known here
-            cluster = capacity.present(Cluster(len(nodes), gpus.pop()))
-            capacity.check_devices(checkpoint, *sizes, config.lora, cluster)
     return found.crew
+
+
+def _settle(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node], console: Console) -> TrainConfig:
+    """With micro-batches that the learners' memory holds; refuses a run that it can't hold."""
+    placement, alike = config.placement, len({node.gpus for node in nodes}) == 1
+    is_sized = placement.micro_batch == AUTO or not config.force
+    gib = smallest_gpu(list(nodes)) if is_sized and config.cluster != LOCAL else None
+    cluster = Cluster(len(nodes), nodes[0].gpus, gib) if alike else Cluster(1, sum(n.gpus for n in nodes), gib)
+    sizes = config.slots, config.decisions, config.algorithm, placement
+    settled = capacity.settle(checkpoint, *sizes, config.lora, capacity.present(cluster), config.force)
+    if settled != placement:
+        console.print(f"micro-batches of {settled.micro_batch} samples fit the learners' memory", highlight=False)
+    return replace(config, placement=settled)
 
 
 def _persevere(

@@ -116,9 +116,9 @@ def test_a_machine_that_is_too_small_is_told_and_can_be_overruled(tmp_path: Path
     assert not (tmp_path / "run").exists()
     small: tuple[Any, ...] = (tmp_path / "checkpoint", 8, 12, config.algorithm)
     where = PlacementConfig(policy="0", learner="0")
-    capacity.check_devices(*small, where, Lora(), Cluster(1, 1, 24.0))
+    capacity.settle(*small, where, Lora(), Cluster(1, 1, 24.0))
     with pytest.raises(SimrealError, match=r"1 GPUs of 0\.5 GiB are too small: .* GiB are needed") as caught:
-        capacity.check_devices(*small, where, Lora(), Cluster(1, 1, 0.5))
+        capacity.settle(*small, where, Lora(), Cluster(1, 1, 0.5))
     assert "force=true" in caught.value.remedy and "offload=true" in caught.value.remedy
 
 

@@ -59,7 +59,13 @@ class Run:
         self.wait_for(lambda: len(self.rows) >= there + more)
 
     def finish(self) -> int:
-        return self.process.wait(START_S)
+        """Wait for its end, for as long as there are new iterations; the exit code."""
+        while True:
+            there = len(self.rows)
+            try:
+                return self.process.wait(START_S)
+            except subprocess.TimeoutExpired:
+                assert len(self.rows) > there, f"no progress:\n{self.text}"
 
     def kill(self) -> None:
         self.process.kill()

@@ -4,14 +4,17 @@ import os
 import socket
 
 import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training.pipeline.crew import Node
+from training.pipeline.weigh import GIB
 from vla.errors import SimrealError
 
 LOCAL, AUTO = "local", "auto"
 HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 PASSED = ("PYTHONPATH", "MUJOCO_GL")  # variables by which workers find code and graphics as this process does
-REACH_S = 10.0
+REACH_S, ANSWER_S = 10.0, 120.0
 REMEDY = (
     "Start it with `ray start --head` here and `ray start --address=HOST:PORT` on the others, and give the command on "
     "one of its nodes; cluster=local needs none."
@@ -47,6 +50,24 @@ def nodes() -> list[Node]:
         )
         for node in found
     ]  # fmt: skip
+
+
+def smallest_gpu(nodes: list[Node]) -> float | None:
+    """GiB of the smallest GPU of these nodes of the cluster; None if they have none."""
+    ask = ray.remote(_smallest_here)
+    places = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes if node.gpus]
+    futures = [ask.options(num_cpus=0, scheduling_strategy=place).remote() for place in places]
+    try:
+        return min(ray.get(futures, timeout=ANSWER_S), default=None)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"a node does not tell the memory of its GPUs: {error}", code="CLUSTER",
+            remedy="Look whether torch.cuda works there, or start all the same with force=true and a micro_batch.",
+        ) from error  # fmt: skip
+
+
+def _smallest_here() -> float:
+    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / GIB
 
 
 def _reach(address: str) -> None:

@@ -83,7 +83,7 @@ class Engine(ABC):
         )  # fmt: skip
         self.learner_options = LearnerOptions(
             len(self.crew.learners), str(checkpoint.resolve()), *sent, algorithm, seed, iterations,
-            placement.learner_threads, self.hosts.rendezvous(), placement.micro_batch, lora,
+            placement.learner_threads, self.hosts.rendezvous(), placement.samples_at_a_time, lora,
             placement.dtype or "", placement.offload, placement.compile, placement.shard,
         )  # fmt: skip
         self.patience = Patience(placement.update_patience, placement.deadline_s)

@@ -98,7 +98,7 @@ def check_rows(
 
 def check_batch(algorithm: Algorithm, placement: "PlacementConfig", most: int, learners: int) -> None:
     """Synchronous: refuse updates smaller than a micro-batch. most: samples of an iteration, if none is left out."""
-    micro, batch = placement.micro_batch, algorithm.batch_size
+    micro, batch = placement.samples_at_a_time, algorithm.batch_size
     each = most // algorithm.minibatches if batch is None else batch
     if micro is not None and each < micro * learners:
         what = "algorithm.batch_size" if batch is not None else "slots or decisions"

@@ -22,6 +22,8 @@ from vla.errors import SimrealError
 from vla.lora import FULL, Lora
 from vla.policy import Policy
 
+AUTO = "auto"  # what is sized by memory
+
 
 class EngineError(SimrealError):
     """The engine can't start or go on."""
@@ -54,7 +56,8 @@ class PlacementConfig:
     learners: data-parallel learner processes; GPUs set their number.
     learner_threads: torch threads of each learner.
     shard: split the weights and the optimizer's moments over the learners (FSDP2), for models that do not fit one GPU.
-    micro_batch: samples in a forward and backward pass of a learner at most, null for a whole minibatch.
+    micro_batch: samples in a forward and backward pass of a learner at most, null for a whole minibatch; auto for as
+        many as its device's memory holds by the estimate of `vla plan`.
     deadline_s: a process that waits longer than this names whom it waits for.
     update_patience: a learner hangs if it has not used the processor for so many times as long as the longest update
         so far, and for deadline_s at least.
@@ -82,10 +85,20 @@ class PlacementConfig:
     learners: int = 2
     learner_threads: int = 1
     shard: bool = False
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     deadline_s: float = 60.0
     update_patience: float = 10.0
     worker_memory_gib: float | None = None
+
+    @property
+    def samples_at_a_time(self) -> int | None:
+        """`micro_batch` as a number; auto has to be settled before."""
+        if self.micro_batch == AUTO:
+            raise EngineError(
+                "micro_batch=auto has not been settled", code="PLACEMENT",
+                remedy="Set placement.micro_batch to a number: the memory of other machines' GPUs is not known here.",
+            )  # fmt: skip
+        return self.micro_batch
 
     @property
     def all_lanes(self) -> int:
@@ -127,10 +140,10 @@ def plan(
     crew = man(placement, nodes)
     if not crew.learners:
         raise EngineError("there is no learner", code="PLACEMENT", remedy="Set placement.learners to 1 or more.")
-    if placement.micro_batch is not None and placement.micro_batch < 1:
+    if (micro_batch := placement.samples_at_a_time) is not None and micro_batch < 1:
         raise EngineError(
-            f"micro_batch is {placement.micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, or null."
-        )
+            f"micro_batch is {micro_batch}", code="PLACEMENT", remedy="Choose 1 or more, auto, or null."
+        )  # fmt: skip
     if placement.update_patience < 1:
         raise EngineError(
             f"update_patience is {placement.update_patience:g}", code="PLACEMENT",

@@ -5,13 +5,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from training.pipeline.placement import PlacementConfig
-from training.pipeline.seats import Cluster
+from training.algorithms.ppo import PPOConfig
+from training.capacity import FILLED, sized, weigh_devices
+from training.pipeline.placement import AUTO, EngineError, PlacementConfig
+from training.pipeline.seats import COMPONENTS, CPU, Cluster, seat
 from training.pipeline.weigh import GIB, Sizes, weigh
-from training.plan import PlanConfig, plan
+from training.plan import OFT, PlanConfig, plan
 from vla.lora import Lora
 from vla.models.published import LlamaSizes, PublishedConfig
 from vla.models.vit import DINO, SIGLIP, ViTConfig
@@ -101,3 +104,45 @@ def test_a_plan_tells_every_gpu_and_refuses_one_that_is_too_small(
     assert "too small" in text and "lora.rank=32" in text and "gradient_checkpointing=true" in text
     assert "placement.shard=true" in text
     assert plan(replace(small, force=True)) == 0
+
+
+def test_micro_batches_fill_the_memory_that_is_there() -> None:
+    """As many samples as fit with what else sits on the device, and never more than the minibatch has."""
+    algorithm = PPOConfig(gradient_checkpointing=True)
+    load = weigh({"class": "openvla", "vocabulary": OFT.language.vocab_size, **asdict(OFT)}, SIZES, Lora(rank=32))
+
+    def settled(gib: float, where: PlacementConfig) -> tuple[int, float]:
+        cluster = Cluster(1, 2, gib)
+        seats = seat({name: getattr(where, name) for name in COMPONENTS}, cluster)
+        found = sized(64, 64, algorithm, where, cluster, seats, load)
+        more = replace(found, micro_batch=(found.samples_at_a_time or 0) + 1)
+        peaks = [
+            max(d.peak for d in weigh_devices(64, 64, algorithm, p, cluster, seats, load)) for p in (found, more)
+        ]
+        assert peaks[0] <= FILLED * gib or found.micro_batch == 1
+        if where.micro_batch != AUTO:
+            return where.micro_batch or 0, peaks[0]
+        assert peaks[1] > FILLED * gib or found.micro_batch == 1024
+        assert isinstance(found.micro_batch, int)
+        return found.micro_batch, peaks[0]
+
+    apart = PlacementConfig("cpu", "0", "1", micro_batch="auto")
+    together = replace(apart, policy="0", learner="0")
+    assert 1 < settled(24, apart)[0] < settled(80, apart)[0] < 1024
+    assert settled(80, together)[0] < settled(80, replace(together, offload=True))[0] == settled(80, apart)[0]
+    assert settled(1000, apart)[0] == 64 * 64 // algorithm.minibatches
+    assert settled(8, apart)[0] == 1, "nothing fits: the check of the devices says so"
+    fixed = replace(apart, micro_batch=7)
+    assert settled(80, fixed)[0] == 7
+
+
+def test_on_processors_micro_batches_take_half_of_what_is_free() -> None:
+    load, algorithm = weigh(config(), SIZES), PPOConfig(minibatches=1)
+    where = PlacementConfig(learners=2, micro_batch="auto")
+    seats = seat({name: CPU for name in COMPONENTS}, Cluster(1, 0))
+    found = sized(10_000, 1000, algorithm, where, Cluster(1, 0), seats, load)
+    free = psutil.virtual_memory().available
+    used = 2 * load.learner(found.samples_at_a_time or 0, False)
+    assert 0.3 * free < used < 0.6 * free
+    with pytest.raises(EngineError, match="micro_batch=auto has not been settled"):
+        _ = where.samples_at_a_time
