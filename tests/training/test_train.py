@@ -47,8 +47,10 @@ def test_ppo_learns_to_reach_the_point(start: Start, critic: str) -> None:
     run = start(
         f"algorithm={critic}", "slots=16", "decisions=16", "iterations=14", "algorithm.learning_rate=3e-3",
         "algorithm.epochs=3", "algorithm.critic_iterations=1", "algorithm.minibatches=4", "algorithm.gamma=0.95",
+        "placement.micro_batch=auto",
     )  # fmt: skip
     assert run.finish() == 0, run.text
+    assert "micro-batches of 64 samples fit the learners' memory" in run.text
     success = [row["rollout/success"] for row in run.rows]
     returns = [row["rollout/return"] for row in run.rows]
     assert max(success[:2]) < 0.75
