@@ -30,7 +30,6 @@ from training.pipeline.placement import PlacementConfig
 from training.workers.learner import Learner
 from vla.results import commit, machine, write_json
 
-CHECKPOINT = Path("checkpoints/put_on_plate")
 SETTINGS: dict[str, Any] = {"image_size": 64, "chunk": 8, "reward": "dense"}
 PLACEMENT = PlacementConfig(environment_workers=1, policy_threads=1, learners=1, deadline_s=600)
 
@@ -73,12 +72,13 @@ def lasting(num_envs: int, **settings: Any) -> Any:
     return Lasting(envs.make("tabletop", num_envs, **settings))
 
 
-def roll_out(environment: str, algorithm: GRPOConfig, slots: int, rows: int, rounds: int) -> dict[str, Any]:
+def roll_out(
+    checkpoint: Path, environment: str, variant: str, algorithm: GRPOConfig, slots: int, rows: int, rounds: int
+) -> dict[str, Any]:
     """Processor seconds and decisions of a few rounds, and what the learner makes of the last one."""
     with tempfile.TemporaryDirectory() as folder:
         made = Groups(
-            CHECKPOINT, Path(folder), environment, SETTINGS, "in_distribution", slots, rows, algorithm, PLACEMENT, 0,
-            100,
+            checkpoint, Path(folder), environment, SETTINGS, variant, slots, rows, algorithm, PLACEMENT, 0, 100,
         )  # fmt: skip
         try:
             made.count = algorithm.groups
@@ -92,6 +92,8 @@ def roll_out(environment: str, algorithm: GRPOConfig, slots: int, rows: int, rou
                     spent[name].append(seconds - before[name])
                 decisions += int((made.block["episodes"] > 0).sum())
                 episodes, successes = episodes + len(log.successes), successes + sum(log.successes)
+            if not 0 < successes < episodes:
+                raise SystemExit(f"{successes} of {episodes} episodes succeed: no group teaches; choose another --variant")
             found = {"cpu_s": spent, "decisions": decisions, "episodes": episodes, "success": successes / episodes}
             return found | {"update": update(made, algorithm)}
         finally:
@@ -132,6 +134,8 @@ def saved(part: Sequence[float], whole: Sequence[float]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/put_on_plate"))
+    parser.add_argument("--variant", default="unseen_receptacle", help="one in which the policy succeeds now and then")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=4)
@@ -144,8 +148,11 @@ def main() -> int:
     )  # fmt: skip
     rows = -(-arguments.groups * arguments.group_size // arguments.slots) * 10
     with ray_session():
-        given = algorithm, arguments.slots, rows, arguments.rounds
-        early, late = roll_out("tabletop", *given), roll_out("benchmarks.groups:lasting", *given)
+        given = arguments.variant, algorithm, arguments.slots, rows, arguments.rounds
+        early, late = (
+            roll_out(arguments.checkpoint, environment, *given)
+            for environment in ("tabletop", "benchmarks.groups:lasting")
+        )
     result = {
         "policy_saved": saved(early["cpu_s"]["policy"], late["cpu_s"]["policy"]),
         "environments_saved": saved(early["cpu_s"]["environments"], late["cpu_s"]["environments"]),
@@ -161,7 +168,7 @@ def main() -> int:
     )
     if arguments.out is not None:
         told = {"command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": machine("torch", "mujoco")}
-        sizes = {k: v for k, v in vars(arguments).items() if k != "out"}
+        sizes = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "out"}
         write_json(arguments.out, {**told, **sizes, **result})
     return 0
 
