@@ -116,6 +116,8 @@ def summarize(results: Mapping[str, Sequence[EpisodeResult]], config: EvalConfig
         "members": {axis: list(members) for axis, members in suite.axes.items()},
         "variants": {v: entry for v, entry in scores.items() if v not in suite.controls},
         "controls": {v: scores[v] for v in suite.controls},
+        # A letter an episode, 1 for success, from the first seed on: what a paired comparison needs.
+        "outcomes": {v: "".join(str(int(r.success)) for r in rs) for v, rs in results.items()},
         "env": options.write(config.env),
         "seed": config.seed,
         "checkpoint": str(config.checkpoint),

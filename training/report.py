@@ -2,34 +2,23 @@
 
 import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from training import metrics
 from training.evaluate import IN_DISTRIBUTION
+from training.page import page, plt, png, write
 from training.trace import publish
 from vla import trial_report
 from vla.cli import Command
 from vla.errors import SimrealError
-from vla.trial_results import sentence
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from vla.results import machine, write_json
-
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}tr.axis td{font-weight:600;background:#f5f7fa}
-figure{display:inline-block;margin:.4rem;text-align:center;font-size:.85rem}video,img{max-width:100%;border-radius:4px}
-figure video{width:192px}small{color:#666}"""
+from vla.trial_results import sentence
 
 
 @dataclass(frozen=True)
@@ -52,14 +41,14 @@ class ReportConfig:
 def report(config: ReportConfig) -> None:
     """Write what there is to report into the run's folder."""
     if config.trials is not None:
-        page, found = trial_report.write(config.trials.expanduser(), config.sim, config.calibration)
+        file, found = trial_report.write(config.trials.expanduser(), config.sim, config.calibration)
         for letter, entry in found["comparisons"].items():
             print(f"{letter} beside {found['first']}: {sentence(entry)}")
-        print(f"{page}, {page.with_suffix('.json')}")
+        print(f"{file}, {file.with_suffix('.json')}")
         return
     run = config.run
     if any("rollout/success" in row for row in metrics.read(run)[:1]):
-        _write(run / "report.html", render_training(run))
+        write(run / "report.html", render_training(run))
         return
     files = {name: run / f"{name}.json" for name in ("sft", "rl")}
     bundle = run / "rl" / "checkpoint" / "provenance.json"
@@ -86,7 +75,7 @@ def report(config: ReportConfig) -> None:
         **(json.loads(usage.read_text()) if usage.exists() else learning),
     }
     write_json(run / "report.json", summary)
-    _write(run / "report.html", render(scores, rows, summary, run))
+    write(run / "report.html", render(scores, rows, summary, run))
 
 
 def render(
@@ -104,7 +93,7 @@ def render(
         f"{100 * out_of:+.0f} points. It used {int(summary['env_steps']):,} environment steps. The run took "
         f"{summary['wall_s'] / 60:.0f} minutes{memory} on {where['cores']} cores ({html.escape(where['processor'])}). "
         f"Seed {summary['seed']}, commit {html.escape(summary['commit'][:12] or 'unknown')}.</p>",
-        f'<img src="{_png(curve_figure(rows, scores))}" alt="learning curve">',
+        f'<img src="{png(curve_figure(rows, scores))}" alt="learning curve">',
         _table(scores),
         "<p><small>Rates over episodes on seeds that no training saw, greedy actions, 95% Wilson intervals. An axis "
         "pools its variants. Blind: black images. Wrong instruction: it names the other object. Both should fail."
@@ -112,7 +101,7 @@ def render(
         _clips(run / "videos", scores["rl"]["members"]),
         _timeline(run / "rl", "rl/trace.json"),
     ]
-    return _page(parts)
+    return page(parts)
 
 
 def render_training(run: Path) -> str:
@@ -123,14 +112,10 @@ def render_training(run: Path) -> str:
         f"<h1>Reinforcement learning in {html.escape(str(run))}</h1>",
         f"<p>{len(rows)} iterations, {int(last['time/total_env_steps']):,} environment steps, "
         f"{last['time/elapsed_s'] / 60:.0f} minutes.</p>",
-        f'<img src="{_png(curve_figure(rows, {}))}" alt="learning curve">',
+        f'<img src="{png(curve_figure(rows, {}))}" alt="learning curve">',
         _timeline(run, "trace.json"),
     ]
-    return _page(parts)
-
-
-def _page(parts: Sequence[str]) -> str:
-    return f"<!doctype html><meta charset=utf-8><title>simreal report</title><style>{STYLE}</style>{''.join(parts)}"
+    return page(parts)
 
 
 def _timeline(run: Path, link: str) -> str:
@@ -139,17 +124,10 @@ def _timeline(run: Path, link: str) -> str:
     if figure is None:
         return ""
     return (
-        f'<h2>Who did what</h2><img src="{_png(figure)}" alt="timeline"><p><small>The last iterations that '
+        f'<h2>Who did what</h2><img src="{png(figure)}" alt="timeline"><p><small>The last iterations that '
         f'have ended. More: <a href="{link}">{link}</a>, which Perfetto (ui.perfetto.dev) '
         "opens.</small></p>"
     )
-
-
-def _write(file: Path, page: str) -> None:
-    """Write beside and rename."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(page)
-    temporary.rename(file)
 
 
 def curve_figure(rows: Sequence[Mapping[str, float]], scores: Mapping[str, Any]) -> plt.Figure:
@@ -180,13 +158,6 @@ def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
     """Centred moving mean that ignores NaN."""
     half = width // 2
     return np.array([np.nanmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
-
-
-def _png(figure: plt.Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _table(scores: Mapping[str, Any]) -> str:

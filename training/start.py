@@ -1,15 +1,19 @@
-"""Where training begins without a bundle: a policy with random weights for an environment's contract."""
+"""Where training begins without a bundle, or with another value head than the bundle's."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from training.envs import EnvConfig
 from vla.contract import ActionSemantics, PolicyContract
 from vla.errors import SimrealError
 from vla.models import ModelConfig
-from vla.policy import Policy
+from vla.policy import Policy, model_settings
+from vla.policy import build as build_model
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
 
@@ -39,6 +43,21 @@ def build(
     )  # fmt: skip
     tokenizer = train_tokenizer(list(sentences), model.words(), model.prompt_length)
     return Policy.untrained(sizes.data(), contract, statistics, tokenizer, seed)
+
+
+def revalued(bundle: Path, values: int, seed: int) -> Policy | None:
+    """The policy of a bundle with a fresh head of so many values; None if it has as many already."""
+    policy = Policy.load(bundle, None, "vla train")
+    settings = model_settings(policy.model)
+    if settings.get("values") == values:
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = build_model(settings | {"values": values})
+    kept = {k: v for k, v in policy.model.state_dict().items() if not k.startswith("value_head.")}
+    fresh = {k: v for k, v in model.state_dict().items() if k.startswith("value_head.")}
+    model.load_state_dict(kept | fresh)
+    return Policy(policy.codec, model.to(next(policy.model.parameters()).dtype).eval(), policy.provenance)
 
 
 def _bounds(action: ActionSemantics) -> ArrayStatistics:

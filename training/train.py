@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 
-from training import capacity
+from training import capacity, origin
 from training.algorithms.base import Algorithm
 from training.algorithms.ppo import PPOConfig
 from training.envs import EnvConfig
@@ -27,13 +27,14 @@ from training.pipeline.placement import AUTO, PlacementConfig, plan
 from training.pipeline.seats import Cluster
 from training.pipeline.synchronous import Synchronous
 from training.run import RunFolder, Totals
-from training.start import untrained
+from training.start import revalued, untrained
 from vla import options
+from vla.checkpoint import fingerprint, read_model_config
 from vla.cli import Command
 from vla.errors import SimrealError
 from vla.lora import Lora
 from vla.models import ModelConfig
-from vla.policy import Provenance
+from vla.policy import Policy, Provenance
 from vla.results import commit, write_json
 
 # Of a schedule, for episodes without end and for whole ones in groups.
@@ -41,6 +42,7 @@ SCHEDULES: dict[str, tuple[type[Engine], type[Engine]]] = {
     "synchronous": (Synchronous, Groups), "asynchronous": (Asynchronous, Asynchronous),
 }  # fmt: skip
 START = "start"  # folder of the bundle with random weights
+FREE = ("out", "placement", "cluster", "force", "from")  # options that may change between the parts of a run
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class TrainConfig:
     out: run folder; the final bundle stands in out/checkpoint.
     checkpoint: bundle to start from, of `vla sft` or `vla import`; null for random weights.
     model: what gets random weights where there is no checkpoint; its class and sizes, see configs/model.
+    values: one value of the bundle's head for a chunk, or for each action; where it has others it gets a fresh head.
+        null keeps it.
     seed: of the whole run.
     iterations: rollout and update, so many times.
     slots: environments in all.
@@ -60,11 +64,13 @@ class TrainConfig:
     lora: adapters in place of all weights, for large models; they are merged into the final bundle.
     cluster: local, a Ray of its own on this machine; auto, the cluster that this machine is in; HOST:PORT of its head.
     force: start although the estimate of `vla plan` says that memory does not suffice.
+    from: run to repeat: all options are those it began with, but for those that are given.
     """
 
     out: Path
     checkpoint: Path | None = field(default=None, metadata={"also": ("policy", "bundle")})
     model: ModelConfig | None = None
+    values: Literal["chunk", "action"] | None = None
     seed: int = 0
     iterations: int = 100
     slots: int = 32
@@ -75,15 +81,20 @@ class TrainConfig:
     lora: Lora = field(default_factory=Lora)
     cluster: str = LOCAL
     force: bool = False
+    from_: Path | None = None
 
 
 def train(config: TrainConfig) -> None:
     """Improve a policy; go on where a killed run of the same configuration stopped."""
     console = Console(soft_wrap=True)  # a line stays one line in a log
-    run = RunFolder(config.out, config, ignore=("out", "placement", "cluster", "force"))
+    run = RunFolder(config.out, config, ignore=FREE)
     if (config.out / "checkpoint").exists():
         console.print(f"{config.out}/checkpoint is there already")
         return
+    if config.from_ is not None:
+        origin.check(config.from_, config.out, config.checkpoint)
+        for line in origin.differences(config.from_):
+            console.print(f"repeating {config.from_}: {line}", highlight=False)
     with tempfile.TemporaryDirectory() as aside:  # nothing is written to `out` before everything has been checked
         checkpoint = _start(config, Path(aside))
         if config.cluster == LOCAL:  # this machine is known before Ray has started
@@ -97,27 +108,49 @@ def train(config: TrainConfig) -> None:
             if checkpoint.is_relative_to(aside):
                 part = shutil.copytree(checkpoint, config.out / f".{START}.part", dirs_exist_ok=True)
                 checkpoint = part.rename(config.out / START)
+            _note(config, run, checkpoint, console)
             _persevere(config, run, checkpoint, nodes, console)
     run.close()
     console.print(f"written to {config.out}/checkpoint")
 
 
 def _start(config: TrainConfig, aside: Path) -> Path:
-    """The bundle that the run begins with; if there is none yet, one with random weights is written to `aside`."""
+    """The bundle that the run begins with; one with random weights, or with a fresh head, is written to `aside`."""
     if (config.checkpoint is None) == (config.model is None):
         raise SimrealError(
             f"a run starts from a bundle (checkpoint=) or from random weights (model=), and "
             f"{'neither is' if config.model is None else 'both are'} given",
             code="START", remedy="Give one of them; a bundle brings its model along.",
         )  # fmt: skip
-    if config.checkpoint is not None:
+    if config.values is not None and config.checkpoint is None:
+        raise SimrealError("values= is for a bundle", code="START", remedy="Give model.values, how many there are.")
+    if (kept := config.out / START).exists():
+        return kept
+    if (policy := _beginning(config)) is None:
         return config.checkpoint
-    kept = config.out / START
-    if not kept.exists():
-        policy = untrained(config.model, config.env, config.seed)
-        policy.save(aside / START, Provenance(commit(), options.write(config), config.seed))
-        return aside / START
-    return kept
+    policy.save(aside / START, Provenance(commit(), options.write(config), config.seed))
+    return aside / START
+
+
+def _beginning(config: TrainConfig) -> Policy | None:
+    """The policy to begin with; None if it is the bundle as it stands."""
+    if config.checkpoint is None:
+        return untrained(config.model, config.env, config.seed)
+    if config.values is None:
+        return None
+    wanted = 1 if config.values == "chunk" else int(read_model_config(config.checkpoint)["chunk"])
+    return revalued(config.checkpoint, wanted, config.seed)
+
+
+def _note(config: TrainConfig, run: RunFolder, checkpoint: Path, console: Console) -> None:
+    """Keep what this start of the run begins with."""
+    told = options.write(config)
+    first = run.totals().iteration + 1
+    origin.record(config.out, config.checkpoint or checkpoint, first, told["placement"], config.cluster, told["from"])
+    if config.from_ is not None and config.checkpoint is None:
+        before = origin.read(config.from_)["checkpoint"]["sha256"]
+        if before != fingerprint(checkpoint):
+            console.print(f"repeating {config.from_}: it began with other random weights", highlight=False)
 
 
 def _check(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node]) -> Crew:
@@ -250,4 +283,5 @@ command = Command(
     schema=TrainConfig,
     config_name="train",
     run=train,
+    base=origin.options_of,
 )

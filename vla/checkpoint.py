@@ -6,6 +6,7 @@ tokenizer.json, tokenizer_config.json          statistics.json  normalisation
 provenance.json     commit, resolved configuration, seed, training curve
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -122,6 +123,19 @@ def read_codec(folder: str | Path, offered: PolicyContract | None, consumer: str
         )
     inputs, outputs = _read_transforms(_text(root, "transforms.json"))
     return Codec(contract, statistics, inputs, outputs, _read_tokenizer(root))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 of what a policy is: of all files but the provenance, which says where it comes from."""
+    root, found = Path(folder), hashlib.sha256()
+    _check_files(root)
+    for name in sorted({*FILES} - {"provenance.json"}):
+        content = hashlib.sha256()
+        with (root / name).open("rb") as file:
+            while part := file.read(2**24):
+                content.update(part)
+        found.update(f"{name} {content.hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def read_model_config(folder: str | Path) -> dict[str, Any]:

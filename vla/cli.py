@@ -33,7 +33,7 @@ import importlib.util
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -57,7 +57,9 @@ class Command:
     schema: dataclass of its options.
     run: called with an instance of `schema`; returns an exit code, None for 0.
     config_name: primary YAML file in `configs/`, None if the dataclass is all there is.
-    subject: option that a word without `=` gives, as in `vla top RUN`; None if each has to be named.
+    subject: option that a word without `=` gives, as in `vla top RUN`; None if each has to be named. Several words
+        are a list.
+    base: the options that `from=FOLDER` takes in place of those of the YAML files; None if there is no such option.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Command:
     run: Callable[[Any], int | None]
     config_name: str | None = None
     subject: str | None = None
+    base: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,11 +99,14 @@ def _dispatch(arguments: list[str]) -> int:
         hint = options.nearest(name, list(registered)) if registered else "none is installed: `make setup`"
         raise SimrealError(f"unknown subcommand '{name}': {hint}", code="COMMAND")
     command = _load(registered[name])
-    overrides = [_as_override(text, command.subject) for text in rest if text not in ("-h", "--help")]
-    if len(overrides) < len(rest):
-        print(_command_help(command, overrides))
+    given = [text for text in rest if text not in ("-h", "--help")]
+    overrides = _overrides(given, command.subject)
+    folders = [text.partition("=")[2] for text in overrides if text.startswith("from=")]
+    base = command.base(Path(folders[-1])) if command.base and folders else None
+    if len(given) < len(rest):
+        print(_command_help(command, overrides, base))
         return 0
-    return command.run(configuration.load(command.schema, command.config_name, overrides)) or 0
+    return command.run(configuration.load(command.schema, command.config_name, overrides, base=base)) or 0
 
 
 def _load(entry: EntryPoint) -> Command:
@@ -117,10 +123,20 @@ def _load(entry: EntryPoint) -> Command:
     return command
 
 
-def _as_override(text: str, subject: str | None) -> str:
-    """`--json` is short for `json=true`, `--out=FILE` for `out=FILE`. A word alone is the subject."""
+def _overrides(texts: Sequence[str], subject: str | None) -> list[str]:
+    """A word alone is the subject, several are a list of them; the others as they are meant."""
+    words = [text for text in texts if subject is not None and "=" not in text and not text.startswith("--")]
+    found = [_as_override(text) for text in texts if text not in words]
+    if len(words) > 1:
+        quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in words)
+        return [f"{subject}=[{quoted}]", *found]
+    return [*(f"{subject}={word}" for word in words), *found]
+
+
+def _as_override(text: str) -> str:
+    """`--json` is short for `json=true`, `--out=FILE` for `out=FILE`."""
     if not text.startswith("--"):
-        return text if "=" in text or subject is None else f"{subject}={text}"
+        return text
     key, equals, value = text[2:].partition("=")
     return f"{key.replace('-', '_')}={value if equals else 'true'}"
 
@@ -147,10 +163,10 @@ def _help_line(entry: EntryPoint) -> str:
     return ""
 
 
-def _command_help(command: Command, overrides: Sequence[str]) -> str:
+def _command_help(command: Command, overrides: Sequence[str], base: Mapping[str, Any] | None) -> str:
     subject = f"{command.subject.upper()} " if command.subject else ""
     lines = [f"usage: vla {command.name} {subject}[key=value ...]", "", command.help, ""]
-    data = configuration.compose_data(command.schema, command.config_name, overrides)
+    data = configuration.compose_data(command.schema, command.config_name, overrides, base=base)
     if command.config_name:
         groups = configuration.available_groups(configuration.config_folder())
         lines.append("groups (group=file):")

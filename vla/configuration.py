@@ -17,7 +17,7 @@ Keys that no YAML file mentions take the defaults of the dataclass. A group's fi
 takes a group's place by its path: `model=own_model.yaml`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,20 +43,23 @@ def config_folder() -> Path:
 
 
 def load(
-    schema: type[T], config_name: str | None = None, overrides: Sequence[str] = (), folder: Path | None = None
-) -> T:
+    schema: type[T], config_name: str | None = None, overrides: Sequence[str] = (), folder: Path | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> T:  # fmt: skip
     """The configuration of a command, checked: an instance of the dataclass `schema`.
 
     config_name: name of the primary YAML file, None for a command that has only its dataclass.
     overrides: `key=value` for a value, `group=file` for a file of a group, `group=path.yaml` for one's own.
     folder: where the YAML files are, by default those of the project.
+    base: options that stand in the place of what the YAML files say, but for the groups that are chosen.
     """
-    return options.read(schema, compose_data(schema, config_name, overrides, folder))
+    return options.read(schema, compose_data(schema, config_name, overrides, folder, base))
 
 
 def compose_data(
-    schema: type, config_name: str | None = None, overrides: Sequence[str] = (), folder: Path | None = None
-) -> dict[str, Any]:
+    schema: type, config_name: str | None = None, overrides: Sequence[str] = (), folder: Path | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Plain data: the YAML files chosen, defaults of `schema`, overrides; types are not checked yet."""
     folder = folder or config_folder()
     parsed = [_parse(text) for text in overrides]
@@ -73,6 +76,11 @@ def compose_data(
             raise ConfigError(f"{group}={choice}: no such file in {folder / group}; {hint}", code="CONFIG")
     composed = _compose_files(folder, config_name, choices) if config_name else {}
     composed.update({group: _own_file(file) for group, file in own})
+    if base is not None:
+        chosen = {group for group, _ in [*choices, *own]}
+        if "experiment" in chosen:
+            raise ConfigError("experiment= lays options over those of from=: give one of the two", code="CONFIG")
+        composed = {k: v for k, v in base.items() if k not in chosen} | {k: composed[k] for k in chosen & {*composed}}
     try:
         config = OmegaConf.create(options.fill(schema, composed))
         for key, value in values:

@@ -6,7 +6,8 @@ Understood field types: `bool int float str Path`, `Literal[...]`, `X | None` an
 read as that dataclass, which must be a subclass of the field's declared type; so a field declared as a base class
 takes whichever component its YAML file names.
 
-The description of an option is its `name: text` entry in the docstring of its class.
+The description of an option is its `name: text` entry in the docstring of its class. A field whose name would be a word
+of Python ends in an underscore, which its option has not: `from_` is the option `from`.
 """
 
 import importlib
@@ -55,7 +56,7 @@ def write(config: Any) -> dict[str, Any]:
     """The plain data (JSON and YAML) that `read` turns back into the dataclass instance `config`."""
     hints = get_type_hints(type(config))
     names = [field.name for field in _init_fields(config)]
-    return {name: _write_value(getattr(config, name), hints[name]) for name in names}
+    return {option_name(name): _write_value(getattr(config, name), hints[name]) for name in names}
 
 
 def fill(schema: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def option_docs(schema: type) -> dict[str, str]:
     """The `name: text` entries of the class docstring, one per line or separated by `;`; base classes too."""
     docs: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
-        names = [field.name for field in fields(cls)] if is_dataclass(cls) else []
+        names = [option_name(field.name) for field in fields(cls)] if is_dataclass(cls) else []
         if not names:
             continue
         entry = re.compile(rf"(?:^|\n|;)\s*({'|'.join(names)}): ")
@@ -111,7 +112,7 @@ def aliases(schema: type) -> dict[str, str]:
     """Names under which an option may be looked for, its field's metadata `also`, -> the option and its meaning."""
     docs = option_docs(schema)
     return {
-        name: f"'{field.name}' ({docs.get(field.name, '').rstrip('.')})"
+        name: f"'{option_name(field.name)}' ({docs.get(option_name(field.name), '').rstrip('.')})"
         for field in _init_fields(schema)
         for name in field.metadata.get("also", ())
     }
@@ -145,12 +146,17 @@ def type_name(hint: Any) -> str:
     return "anything" if hint is Any else getattr(hint, "__name__", str(hint))
 
 
+def option_name(field: str) -> str:
+    """How the option of a dataclass's field is called."""
+    return field.removesuffix("_")
+
+
 def _init_fields(schema: Any) -> list[Any]:
     return [field for field in fields(schema) if field.init]
 
 
 def _declared(schema: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and plain default (`REQUIRED` if none) of each field that the constructor takes."""
+    """Option's name, type and plain default (`REQUIRED` if none) of each field that the constructor takes."""
     hints = get_type_hints(schema)
     for field in _init_fields(schema):
         default: Any = REQUIRED
@@ -158,7 +164,7 @@ def _declared(schema: type) -> Iterator[tuple[str, Any, Any]]:
             default = field.default
         elif field.default_factory is not MISSING:
             default = field.default_factory()
-        yield field.name, hints[field.name], _write_value(default, hints[field.name])
+        yield option_name(field.name), hints[field.name], _write_value(default, hints[field.name])
 
 
 def _write_value(value: Any, hint: Any) -> Any:
@@ -210,7 +216,7 @@ def _read_dataclass(schema: type, data: Mapping[str, Any], path: str, problems: 
     if len(problems) > before:
         return None
     try:
-        return schema(**values)
+        return schema(**{field.name: values[option_name(field.name)] for field in _init_fields(schema)})
     except ValueError as error:  # raised by __post_init__
         problems.append(f"{path.rstrip('.') or schema.__name__}: {error}")
         return None

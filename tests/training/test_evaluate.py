@@ -157,6 +157,8 @@ def test_an_axis_is_the_mean_of_its_variants() -> None:
     assert summary["mean_steps_of_success"]["in_distribution"] is None and rates["in_distribution"] == 0
     assert (summary["seed"], summary["checkpoint"]) == (90_001, "bundle")
     json.dumps(summary)
+    assert set(summary["outcomes"]) == set(WHOLE.variants)
+    assert summary["outcomes"][WHOLE.variants[3]] == "1110000000"
     part = Suite({"in_distribution": ("in_distribution",)})
     short = summarize({"in_distribution": results_of(3, 4)}, replace(config, suite="in_distribution"), part)
     assert list(short["axes"]) == ["in_distribution"] and "generalization_mean" not in short

@@ -1,0 +1,51 @@
+"""One run of a sweep in a process of its own, which trains and scores: `python -m training.sweep_run FILE.json`."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from training.evaluate import EvalConfig, evaluate
+from training.train import TrainConfig, train
+from vla import options
+from vla.errors import SimrealError
+
+LOOK_S = 1.0
+
+
+def is_scored(config: EvalConfig) -> bool:
+    """Whether the evaluation is there, with as many episodes from the same seed on."""
+    if not config.file.exists():
+        return False
+    told = json.loads(config.file.read_text())
+    return told["seed"] == config.seed and {len(o) for o in told.get("outcomes", {}).values()} == {config.episodes}
+
+
+def play_out(file: Path) -> int:
+    """Train to the end, then score; what is finished stays. Returns the exit code."""
+    told = json.loads(file.read_text())
+    try:
+        train(options.read(TrainConfig, told["train"]))
+        if told["evaluation"] is not None:
+            score = options.read(EvalConfig, told["evaluation"])
+            if not is_scored(score):
+                evaluate(score)
+    except SimrealError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def end_with(starter: int) -> None:
+    """End this process when the one that started it is gone: its run would be in the way of the next."""
+    while os.getppid() == starter:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    sys.exit(play_out(Path(sys.argv[1])))
