@@ -1,7 +1,8 @@
-"""The asynchronous schedule: lanes, policy and learners go on side by side, within a bound of staleness."""
+"""The asynchronous schedule: lanes, policy workers and learners go on side by side, within a bound of staleness."""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,9 @@ from training.workers.lanes import LaneOptions, LaneWorker
 from training.workers.learner import Update
 from training.workers.streaming import StreamingLearner
 
-POLICY = "policy worker 0"
-
 
 class Asynchronous(Engine):
-    """Environment workers and policy serve without end; an iteration is an update of the learners."""
+    """Environment and policy workers serve without end; an iteration is an update of the learners."""
 
     def prepare(self) -> None:
         self.bells, self.node = self.hosts.here.folder, self.hosts.first_learner.node.id  # there is no other host
@@ -43,6 +42,13 @@ class Asynchronous(Engine):
         self.serving: dict[Any, str] = {}  # calls that don't end unless their worker fails -> its name
         self.failed = 0  # workers since the last update
         self.reported = Clock(self.status)
+        self.served = {  # policy worker -> its lanes
+            policy: [
+                lane for i in range(where.environment_workers) if self.crew.policy_of(i) == policy
+                for lane in self._lanes(i)
+            ]
+            for policy in range(len(self.crew.policies))
+        }  # fmt: skip
         self.before = {"forwards": 0, "decided": 0}
 
     def rows_of(self, name: str) -> list[str]:
@@ -55,16 +61,17 @@ class Asynchronous(Engine):
         make: Any = actor(kind, 1, self.crew.environments[index].gpu, self.node)
         lanes = self._lanes(index)
         generation = self.dispatcher.generations[lanes[0]]
+        options = replace(self.options, policy=self.crew.policy_of(index))
         return make.remote(
-            lanes, generation, self.options, self.codec, self.shape, self.name, self.board.lanes, str(self.bells)
+            lanes, generation, options, self.codec, self.shape, self.name, self.board.lanes, str(self.bells)
         )
 
     def start_policy(self, index: int) -> Any:
         make: Any = actor(BatchingPolicy, self.placement.policy_threads, None, self.node)
         where = self.placement
         return make.remote(
-            self.policy_options, self.crew.policies[index].device, self.shape, self.name, self.board.lanes,
-            str(self.bells), where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
+            index, self.policy_options, self.crew.policies[index].device, self.shape, self.name, self.served[index],
+            self.board.lanes, str(self.bells), where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
             bool(self.algorithm.groups),
         )  # fmt: skip
 
@@ -82,7 +89,7 @@ class Asynchronous(Engine):
         self.board["begun"][:] = counters
 
     def iterate(self, iteration: int) -> tuple[Rollout, Update]:
-        """One update; lanes and policy go on before, meanwhile and after."""
+        """One update; lanes and policy workers go on before, meanwhile and after."""
         if not self.serving:
             self._open(iteration)
         futures = {w.update.remote(iteration): f"learner {i}" for i, w in enumerate(self.learners)}
@@ -123,10 +130,10 @@ class Asynchronous(Engine):
         self.reported.lap()
         self.dispatcher.start(iteration)
         self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in self.environments.items()}
-        self.serving[self.policies[0].serve.remote()] = POLICY
+        self.serving |= {w.serve.remote(): f"policy worker {i}" for i, w in self.policies.items()}
 
     def _mend(self, ended: list[Any]) -> None:
-        """Replace workers whose calls have ended, and those that are stuck. The policy comes first: others need it."""
+        """Replace workers whose calls have ended, and those that are stuck. Policies come first: others need them."""
         failures: dict[str, str] = {}
         for future in ended:
             failures[self.serving[future]] = _failed(future) or "it stopped"
@@ -136,8 +143,10 @@ class Asynchronous(Engine):
             if stuck:
                 what = f"lane {', '.join(map(str, stuck))} has not finished a step for {patience:g} s"
                 failures.setdefault(f"environment worker {index}", what)
-        if self.status.still(POLICY, patience) and self.board.unheard(patience):
-            failures.setdefault(POLICY, f"it has not decided for {patience:g} s")
+        for index, lanes in self.served.items():
+            name = f"policy worker {index}"
+            if self.status.still(name, patience) and self.board.unheard(lanes, patience):
+                failures.setdefault(name, f"it has not decided for {patience:g} s")
         for name, why in sorted(failures.items(), reverse=True):
             self.failed += 1
             if self.failed > RESTARTS:
@@ -150,18 +159,20 @@ class Asynchronous(Engine):
     def _replace(self, name: str, why: str) -> None:
         print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
         self.serving = {future: who for future, who in self.serving.items() if who != name}
-        if name == POLICY:
-            self._replace_policy()
+        kind, number = name.rsplit(" ", 1)
+        if kind == "policy worker":
+            self._replace_policy(int(number))
         else:
-            self._replace_environment(int(name.rsplit(" ", 1)[1]))
+            self._replace_environment(int(number))
 
-    def _replace_policy(self) -> None:
+    def _replace_policy(self, index: int) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
-        end(self.policies[0], self.processes[POLICY])
-        self.status.turn(POLICY, Doing.STARTING)
-        self.policies[0] = self.start_policy(0)
-        self.set_up({POLICY: self.policies[0]})
-        self.serving[self.policies[0].serve.remote()] = POLICY
+        name = f"policy worker {index}"
+        end(self.policies[index], self.processes[name])
+        self.status.turn(name, Doing.STARTING)
+        self.policies[index] = self.start_policy(index)
+        self.set_up({name: self.policies[index]})
+        self.serving[self.policies[index].serve.remote()] = name
 
     def _replace_environment(self, index: int) -> None:
         """Its fragments are begun anew by whoever is next; the other lanes go on."""
@@ -171,31 +182,34 @@ class Asynchronous(Engine):
         self.board.forget(lanes)
         for row in self.rows_of(name):
             self.status.turn(row, Doing.STARTING)
-        forwards = int(self.board["forwards"][0])
+        policy = self.crew.policy_of(index)
+        forwards = int(self.board["forwards"][policy])
         self.environments[index] = self.start_environment(index)
         self.set_up({name: self.environments[index]})
-        # The policy may still have been deciding for them.
-        self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
+        # Its policy worker may still have been deciding for them.
+        self._wait_until(lambda: self.board["forwards"][policy] > forwards or self._rests(policy))
         self.dispatcher.reclaim(lost)
         self.serving[self.environments[index].serve.remote()] = name
 
-    def _policy_rests(self) -> bool:
-        return int(self.status["doing"][self.status.rows.index(POLICY)]) == Doing.GATHERING
+    def _rests(self, policy: int) -> bool:
+        return int(self.status["doing"][self.status.rows.index(f"policy worker {policy}")]) == Doing.GATHERING
 
     def _wait_until(self, what: Callable[[], Any]) -> None:
-        """At most until a policy that decides for so long would be replaced."""
+        """At most until a policy worker that decides for so long would be replaced."""
         end = time.monotonic() + self.placement.deadline_s
         while not what() and time.monotonic() < end:
             time.sleep(0.01)
 
     def _report(self, iteration: int) -> Rollout:
         """Episodes of the fragments of this update, and times since the last report."""
-        now = {key: int(self.board[key][0]) for key in self.before}
+        now = {key: int(self.board[key].sum()) for key in self.before}
         forwards, decided = (now[key] - self.before[key] for key in ("forwards", "decided"))
         self.before = now
         seconds, took_s = self.reported.lap()
-        lanes, policy = seconds[: self.board.lanes], seconds[self.status.rows.index(POLICY)]
-        learners = seconds[[self.status.rows.index(f"learner {i}") for i in range(len(self.learners))]]
+        rows = self.status.rows
+        lanes = seconds[: self.board.lanes]
+        policy = seconds[[rows.index(f"policy worker {i}") for i in self.policies]].mean(0)
+        learners = seconds[[rows.index(f"learner {i}") for i in range(len(self.learners))]]
         traffic = self.dispatcher.read(iteration)
         log = traffic.episodes
         log.step_s = float(lanes[:, Doing.STEPPING].mean())

@@ -43,7 +43,7 @@ class PlacementConfig:
     environment_resource: and only on nodes that declare this resource to Ray; "" for any node.
     stages: synchronous: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
     lanes: asynchronous: groups of environments of a worker that step on their own, each in a thread.
-    batch_max: asynchronous: environments in a forward pass of the policy at most, null for all.
+    batch_max: asynchronous: environments in a forward pass at most, null for all that a policy worker serves.
     batch_wait_ms: asynchronous: how long the policy waits for more of them after the first.
     staleness: asynchronous: updates that the policy may have had since a decision that is learnt from; 0 for none.
     fragments_per_update: asynchronous: an update takes so many fragments, `decisions` chunks of a lane each; null for
@@ -192,11 +192,6 @@ def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node
         raise EngineError(
             f"the asynchronous schedule works on the node of the command alone, not on {elsewhere[0]}",
             code="PLACEMENT", remedy="Choose the synchronous schedule, or devices and environments of this node.",
-        )  # fmt: skip
-    if len(crew.policies) > 1:
-        raise EngineError(
-            f"the asynchronous schedule has one policy worker, found {len(crew.policies)}", code="PLACEMENT",
-            remedy="Set policy_workers=1, or give the policy one GPU.",
         )  # fmt: skip
 
 
