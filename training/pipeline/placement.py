@@ -188,10 +188,11 @@ def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node
             )  # fmt: skip
     if placement.schedule == "synchronous":
         return
-    if elsewhere := [nodes[node].name for node in crew.nodes if not nodes[node].is_here]:
+    if elsewhere := [nodes[place.node].name for place in crew.learners if not nodes[place.node].is_here]:
         raise EngineError(
-            f"the asynchronous schedule works on the node of the command alone, not on {elsewhere[0]}",
-            code="PLACEMENT", remedy="Choose the synchronous schedule, or devices and environments of this node.",
+            f"the asynchronous schedule has its learners on the node of the command, not on {elsewhere[0]}",
+            code="PLACEMENT", remedy=f"Give the command on {elsewhere[0]}, name other devices for the learners, or "
+            "choose the synchronous schedule.",
         )  # fmt: skip
 
 
