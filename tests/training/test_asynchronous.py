@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 from point_env import untrained
 
+from training.algorithms.base import Algorithm
+from training.algorithms.grpo import GRPOConfig
 from training.algorithms.ppo import PPOConfig
 from training.pipeline.actors import ray_session
 from training.pipeline.asynchronous import Asynchronous
@@ -220,7 +222,7 @@ def test_a_policy_that_always_has_requests_empties_its_bell(checkpoint: Path, tm
     weights = WeightsBlock(layout, f"{name}_weights", create=True)
     options = PolicyOptions(str(checkpoint), layout, weights.name, 1.0, 0, 1, 5.0, FULL)
     try:
-        policy = BatchingPolicy(options, "cpu", shape, name, 1, str(tmp_path), None, 0.0, 5.0)
+        policy = BatchingPolicy(0, options, "cpu", shape, name, [0], 1, str(tmp_path), None, 0.0, 5.0)
         policy.doing = np.array([Doing.IDLE])  # of its only lane
         for request in range(1, 8000):
             board["asked"][0] = request
@@ -377,10 +379,18 @@ def ray_() -> Iterator[None]:
         yield
 
 
-def engine(checkpoint: Path, run: Path, settings: dict[str, Any], **placement: Any) -> Asynchronous:
+PPO = PPOConfig(minibatches=2, epochs=1)
+LEARNS = PPOConfig(minibatches=2, critic_iterations=0, perception_steps=0, learning_rate=3e-3)
+GROUPS = GRPOConfig(groups=4, group_size=2, minibatches=2, filter_groups=False)
+
+
+def engine(
+    checkpoint: Path, run: Path, settings: dict[str, Any], algorithm: Algorithm = PPO, slots: int = SLOTS,
+    decisions: int = DECISIONS, **placement: Any,
+) -> Asynchronous:  # fmt: skip
     return Asynchronous(
-        checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", SLOTS, DECISIONS,
-        PPOConfig(minibatches=2, epochs=1), placed(**placement), 3, 1000,
+        checkpoint, run, "point_env:make", {**SETTINGS, **settings}, "in_distribution", slots, decisions,
+        algorithm, placed(**placement), 3, 1000,
     )  # fmt: skip
 
 
@@ -474,5 +484,65 @@ def test_failing_workers_are_replaced_while_the_others_go_on(
         with pytest.raises(EngineError, match="the learner 1 failed: its process died") as caught:
             until(lambda: False)
         assert caught.value.code == "WORKER"
+    finally:
+        made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_policy_workers_decide_each_for_its_own_lanes_and_it_learns(
+    ray_: None, checkpoint: Path, tmp_path: Path
+) -> None:
+    made = engine(checkpoint, tmp_path / "run", {}, LEARNS, slots=32, decisions=12, policy_workers=2)
+    try:
+        assert made.served == {0: [0, 1], 1: [2, 3]}
+        success: list[float] = []
+        while len(success) < 60 and (len(success) < 4 or np.mean(success[-3:]) < 0.9):
+            before = {key: made.board[key].copy() for key in ("forwards", "decided")}
+            rollout, update = made.iterate(len(success))
+            success.append(float(np.mean([s for log in rollout.episodes for s in log.successes])))
+            assert update.metrics["staleness_max"] <= 1
+            assert rollout.policy.forwards >= 2 and rollout.measures["rollout/batch_mean"] <= 16
+            gained = {key: made.board[key] - before[key] for key in before}
+            assert (gained["decided"][:2] > 0).all() and not gained["decided"][2:].any()
+        print(f"success {success[0]:.2f} at first, {np.mean(success[-3:]):.2f} after {len(success)} updates")
+        assert np.mean(success[-3:]) >= 0.9 > 0.75 > success[0]
+    finally:
+        made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("algorithm", [PPO, GROUPS], ids=["endless", "groups"])
+def test_of_two_policy_workers_one_that_fails_is_replaced_alone(
+    ray_: None, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], algorithm: Algorithm
+) -> None:
+    made = engine(
+        checkpoint, tmp_path / "run", {"pause_s": 0.005}, algorithm, policy_workers=2, staleness=3, deadline_s=5
+    )  # fmt: skip
+    iteration = 0
+
+    def until(done: Callable[[], bool]) -> None:
+        nonlocal iteration
+        end = time.monotonic() + 300
+        while not done():
+            assert time.monotonic() < end
+            _, update = made.iterate(iteration)
+            assert np.isfinite(update.metrics["loss"]) and update.metrics["staleness_max"] <= 3
+            iteration += 1
+
+    try:
+        until(lambda: iteration == 2)
+        for how, reason in ((signal.SIGKILL, "its process died"), (signal.SIGSTOP, "it has not decided for 5 s")):
+            capfd.readouterr()
+            before, forwards = dict(made.processes), made.board["forwards"].copy()
+            os.kill(before["policy worker 1"], how)
+            until(lambda before=before: made.processes != before)
+            assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 1"}
+            said = capfd.readouterr().out
+            assert f"policy worker 1 (process {before['policy worker 1']}) is restarted: {reason}" in said
+            assert made.board["forwards"][0] > forwards[0], "the other one has gone on"
+            goal = made.board["forwards"][:2] + 5
+            until(lambda goal=goal: (made.board["forwards"][:2] >= goal).all())
     finally:
         made.close()

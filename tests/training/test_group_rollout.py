@@ -156,7 +156,7 @@ class Lanes(Stage):
             self.block, self.board, self.status, folder, 1, where.update_fragments, where.staleness, algorithm
         )
         self.policy = BatchingPolicy(
-            self.options, "cpu", self.shape, self.name, 2, str(folder), None, 0.002, 600.0, whole=True
+            0, self.options, "cpu", self.shape, self.name, [0, 1], 2, str(folder), None, 0.002, 600.0, whole=True
         )
         self.policy.ready(self.status, rows[2:])
         options = LaneOptions(

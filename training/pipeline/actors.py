@@ -51,24 +51,34 @@ def _start() -> list[Node]:
     return here()
 
 
-def actor(cls: type, threads: int, gpu: int | None = None, node: str = "") -> Any:
+def actor(cls: type, threads: int, gpu: int | None = None, node: str = "", calls: int = 1) -> Any:
     """Ray's view of a worker class: no reserved cores, since phases share them, but a number of threads.
 
     gpu: the only one that it sees; None for all. Ray hands out none: who sits where is the placement's.
     node: Ray's name of the one that it has to be on; "" if there is one alone.
+    calls: that it answers at a time, each in a thread and in any order.
     """
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": str(gpu), "MUJOCO_EGL_DEVICE_ID": str(gpu)}
     where = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
-    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": environment}, scheduling_strategy=where)
+    several = {"max_concurrency": calls} if calls > 1 else {}
+    return ray.remote(cls).options(
+        num_cpus=0, runtime_env={"env_vars": environment}, scheduling_strategy=where, **several
+    )  # fmt: skip
 
 
 def end(worker: Any, process: int | None) -> None:
     """Kill an actor. One that is stopped does not hear Ray: the system has to end it, if its process is known."""
     ray.kill(worker)
+    if process is not None:
+        end_stopped(process)
+
+
+def end_stopped(process: int) -> None:
+    """Kill a process of this host if it is stopped."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        if process is not None and (there := psutil.Process(process)).status() == psutil.STATUS_STOPPED:
+        if (there := psutil.Process(process)).status() == psutil.STATUS_STOPPED:
             there.kill()
 
 

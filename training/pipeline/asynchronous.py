@@ -1,37 +1,39 @@
-"""The asynchronous schedule: lanes, policy and learners go on side by side, within a bound of staleness."""
+"""The asynchronous schedule: lanes, policy workers and learners go on side by side, within a bound of staleness."""
 
 import time
-from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
-from training.pipeline.actors import LOOK_S, UPDATE_DEADLINE_S, actor, collect, end, reason, silence
+from training.pipeline.actors import LOOK_S, UPDATE_DEADLINE_S, actor, collect, reason, silence
 from training.pipeline.block import unlink
 from training.pipeline.board import Board
 from training.pipeline.dispatcher import Dispatcher
 from training.pipeline.engine import RESTARTS, START_S, Engine, PolicyLog, Rollout
+from training.pipeline.hosts import Host
 from training.pipeline.placement import EngineError
+from training.pipeline.relay import Line, Sitting
 from training.pipeline.status import Clock, Doing
+from training.pipeline.watch import LaneWatch
 from training.workers.batching import BatchingPolicy
 from training.workers.group_lanes import GroupLaneWorker
 from training.workers.lanes import LaneOptions, LaneWorker
 from training.workers.learner import Update
 from training.workers.streaming import StreamingLearner
 
-POLICY = "policy worker 0"
-
 
 class Asynchronous(Engine):
-    """Environment workers and policy serve without end; an iteration is an update of the learners."""
+    """Environment and policy workers serve without end; an iteration is an update of the learners."""
 
     def prepare(self) -> None:
-        self.bells, self.node = self.hosts.here.folder, self.hosts.first_learner.node.id  # there is no other host
-        where = self.placement
+        where, here = self.placement, self.hosts.first_learner
         self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
         self.dispatcher = Dispatcher(
-            self.block, self.board, self.status, self.bells, len(self.crew.learners), where.update_fragments,
+            self.block, self.board, self.status, Path(here.bells), len(self.crew.learners), where.update_fragments,
             where.staleness, self.algorithm,
         )
         # A policy that hangs is found after deadline_s, and the lanes wait until another is there.
@@ -43,7 +45,28 @@ class Asynchronous(Engine):
         self.serving: dict[Any, str] = {}  # calls that don't end unless their worker fails -> its name
         self.failed = 0  # workers since the last update
         self.reported = Clock(self.status)
+        self.served: dict[int, list[int]] = {index: [] for index in range(len(self.crew.policies))}
+        for index in range(where.environment_workers):
+            self.served[self.crew.policy_of(index)] += self._lanes(index)
+        self.watches = {node: self._watch(node, host) for node, host in self.hosts.alive.items()}
         self.before = {"forwards": 0, "decided": 0}
+
+    def _watch(self, node: int, host: Host) -> LaneWatch | Line:
+        """Of a host; where the dispatcher is not, a relay sits."""
+        environments = {i: self._lanes(i) for i in self.crew.at(node, "environment worker")}
+        policies = {i: self.served[i] for i in self.crew.at(node, "policy worker")}
+        patience = self.placement.deadline_s
+        if host.node.is_here:
+            return LaneWatch(self.board, self.status, environments, policies, patience)
+        rows = [row for name in self.names() if name in host.workers for row in self.rows_of(name)]
+        sitting = Sitting(environments, policies, rows, slice(host.slots.start, host.slots.stop))
+        line = Line(host, self.board.lanes, sitting, self.dispatcher, lambda: self.hosts.offers.get(node), patience)
+        self.dispatcher.far |= dict.fromkeys(sitting.lanes, line)
+        return line
+
+    def board_of(self, name: str) -> Any:
+        watch = self.watches[self._node_of(name)]
+        return watch.status_board() if isinstance(watch, Line) else self.status
 
     def rows_of(self, name: str) -> list[str]:
         if not name.startswith("environment"):
@@ -52,26 +75,32 @@ class Asynchronous(Engine):
 
     def start_environment(self, index: int) -> Any:
         kind = GroupLaneWorker if self.algorithm.groups else LaneWorker
-        make: Any = actor(kind, 1, self.crew.environments[index].gpu, self.node)
+        place = self.crew.environments[index]
+        host = self.hosts.of(place)
+        make: Any = actor(kind, 1, place.gpu, host.node.id)
         lanes = self._lanes(index)
         generation = self.dispatcher.generations[lanes[0]]
+        options = replace(self.options, policy=self.crew.policy_of(index))
         return make.remote(
-            lanes, generation, self.options, self.codec, self.shape, self.name, self.board.lanes, str(self.bells)
+            lanes, generation, options, self.codec, self.shape, host.block, self.board.lanes, host.bells
         )
 
     def start_policy(self, index: int) -> Any:
-        make: Any = actor(BatchingPolicy, self.placement.policy_threads, None, self.node)
-        where = self.placement
+        place, where = self.crew.policies[index], self.placement
+        host = self.hosts.of(place)
+        make: Any = actor(BatchingPolicy, where.policy_threads, None, host.node.id)
         return make.remote(
-            self.policy_options, self.crew.policies[index].device, self.shape, self.name, self.board.lanes,
-            str(self.bells), where.batch_max, where.batch_wait_ms / 1000, UPDATE_DEADLINE_S,
-            bool(self.algorithm.groups),
+            index, replace(self.policy_options, weights=host.weights), place.device, self.shape, host.block,
+            self.served[index], self.board.lanes, host.bells, where.batch_max, where.batch_wait_ms / 1000,
+            UPDATE_DEADLINE_S, bool(self.algorithm.groups),
         )  # fmt: skip
 
     def start_learner(self, rank: int) -> Any:
-        make: Any = actor(StreamingLearner, self.placement.learner_threads, None, self.node)
+        place = self.crew.learners[rank]
+        host = self.hosts.of(place)
+        make: Any = actor(StreamingLearner, self.placement.learner_threads, None, host.node.id)
         return make.remote(
-            rank, self.learner_options, self.crew.learners[rank].device, self.shape, self.name, str(self.bells),
+            rank, self.learner_options, place.device, self.shape, host.block, host.bells,
             self.placement.update_fragments, UPDATE_DEADLINE_S,
         )  # fmt: skip
 
@@ -82,7 +111,7 @@ class Asynchronous(Engine):
         self.board["begun"][:] = counters
 
     def iterate(self, iteration: int) -> tuple[Rollout, Update]:
-        """One update; lanes and policy go on before, meanwhile and after."""
+        """One update; lanes and policy workers go on before, meanwhile and after."""
         if not self.serving:
             self._open(iteration)
         futures = {w.update.remote(iteration): f"learner {i}" for i, w in enumerate(self.learners)}
@@ -102,6 +131,7 @@ class Asynchronous(Engine):
                 self._mend([future for future in done if future in self.serving])
             updates: list[Update] = collect({name: future for future, name in futures.items()})
         self.row.turn_to(Doing.IDLE)
+        self.hosts.share_weights()  # a fragment that is granted on another host from now on waits for them
         self.dispatcher.release(iteration)
         for name, why in self.leaking().items():
             self._replace(name, why)
@@ -109,6 +139,9 @@ class Asynchronous(Engine):
         return self._report(iteration), updates[0]
 
     def close(self) -> None:
+        for watch in self.watches.values():
+            if isinstance(watch, Line):
+                watch.close()
         self.dispatcher.stop()
         super().close()
         self.board.close()
@@ -122,85 +155,122 @@ class Asynchronous(Engine):
         self.board.forget(range(self.board.lanes))
         self.reported.lap()
         self.dispatcher.start(iteration)
+        for watch in self.watches.values():
+            if isinstance(watch, Line):
+                watch.start(self.board["begun"])
         self.serving = {w.serve.remote(): f"environment worker {i}" for i, w in self.environments.items()}
-        self.serving[self.policies[0].serve.remote()] = POLICY
+        self.serving |= {w.serve.remote(): f"policy worker {i}" for i, w in self.policies.items()}
 
     def _mend(self, ended: list[Any]) -> None:
-        """Replace workers whose calls have ended, and those that are stuck. The policy comes first: others need it."""
-        failures: dict[str, str] = {}
-        for future in ended:
-            failures[self.serving[future]] = _failed(future) or "it stopped"
-        patience = self.placement.deadline_s
-        for index in range(self.placement.environment_workers):
-            stuck = [lane for lane in self._lanes(index) if self.status.stuck(f"lane {lane}", patience)]
-            if stuck:
-                what = f"lane {', '.join(map(str, stuck))} has not finished a step for {patience:g} s"
-                failures.setdefault(f"environment worker {index}", what)
-        if self.status.still(POLICY, patience) and self.board.unheard(patience):
-            failures.setdefault(POLICY, f"it has not decided for {patience:g} s")
+        """Replace workers whose calls have ended, and those that are stuck. Policies come first: others need them.
+
+        Whoever was on a host that is lost is left out from now on.
+        """
+        failures = {self.serving[future]: _failed(future) or "it stopped" for future in ended}
+        gone = self._lose(ask=not all(self.is_here(name) for name in failures))
+        for watch in self.watches.values():
+            failures = watch.stuck() | failures
         for name, why in sorted(failures.items(), reverse=True):
+            if name in gone:
+                continue
             self.failed += 1
             if self.failed > RESTARTS:
                 raise EngineError(
                     f"workers failed {self.failed} times in an iteration, at last the {name}: {why}", code="WORKER",
                     remedy="Run `vla eval` or the environment alone to see its error; the last checkpoint is kept.",
                 )  # fmt: skip
-            self._replace(name, why)
+            gone |= self._replace(name, why)
 
-    def _replace(self, name: str, why: str) -> None:
+    def _lose(self, ask: bool) -> set[str]:
+        """Find hosts that are lost and go on without them: their workers. ask: hosts that have not been silent, too."""
+        silent = {node: watch for node, watch in self.watches.items() if isinstance(watch, Line) and watch.lost}
+        for watch in silent.values():
+            print(f"node {watch.host.node.name}: {watch.lost}", flush=True)
+        gone = self.hosts.give_up(list(silent)) | (self.hosts.lost() if ask else {})
+        lanes = []
+        for name in gone:
+            kind, number = name.rsplit(" ", 1)
+            if kind == "environment worker":
+                lanes += self._lanes(int(number))
+            (self.environments if kind == "environment worker" else self.policies).pop(int(number))
+            self.processes.pop(name, None)
+            for row in self.rows_of(name):
+                self.status.turn(row, Doing.IDLE)
+        self.serving = {future: who for future, who in self.serving.items() if who not in gone}
+        self.dispatcher.reclaim(self.dispatcher.discard(lanes))  # nobody there writes to the fragments here
+        for node in [node for node in self.watches if node not in self.hosts.alive]:
+            line = self.watches.pop(node)
+            assert isinstance(line, Line)
+            line.close()
+        return set(gone)
+
+    def _replace(self, name: str, why: str) -> set[str]:
+        """Start a worker anew. If its host is lost meanwhile: all workers of that."""
         print(f"{name} (process {self.processes[name]}) is restarted: {why}", flush=True)
         self.serving = {future: who for future, who in self.serving.items() if who != name}
-        if name == POLICY:
-            self._replace_policy()
-        else:
-            self._replace_environment(int(name.rsplit(" ", 1)[1]))
+        kind, number = name.rsplit(" ", 1)
+        try:
+            if kind == "policy worker":
+                self._replace_policy(int(number))
+            else:
+                self._replace_environment(int(number))
+        except (EngineError, RayError):
+            if self.is_here(name) or name not in (gone := self._lose(ask=True)):
+                raise
+            return gone
+        return set()
 
-    def _replace_policy(self) -> None:
+    def _replace_policy(self, index: int) -> None:
         """What lanes have asked of the one before stands on the board, and the last weights in their block."""
-        end(self.policies[0], self.processes[POLICY])
-        self.status.turn(POLICY, Doing.STARTING)
-        self.policies[0] = self.start_policy(0)
-        self.set_up({POLICY: self.policies[0]})
-        self.serving[self.policies[0].serve.remote()] = POLICY
+        name = f"policy worker {index}"
+        self._end(name, self.policies[index])
+        self.policies[index] = self.start_policy(index)
+        self.set_up({name: self.policies[index]})
+        self.serving[self.policies[index].serve.remote()] = name
 
     def _replace_environment(self, index: int) -> None:
         """Its fragments are begun anew by whoever is next; the other lanes go on."""
         name, lanes = f"environment worker {index}", self._lanes(index)
-        end(self.environments[index], self.processes[name])
+        watch = self.watches[self._node_of(name)]
         lost = self.dispatcher.discard(lanes)
-        self.board.forget(lanes)
-        for row in self.rows_of(name):
-            self.status.turn(row, Doing.STARTING)
-        forwards = int(self.board["forwards"][0])
-        self.environments[index] = self.start_environment(index)
-        self.set_up({name: self.environments[index]})
-        # The policy may still have been deciding for them.
-        self._wait_until(lambda: self.board["forwards"][0] > forwards or self._policy_rests())
-        self.dispatcher.reclaim(lost)
+        try:
+            self._end(name, self.environments[index])
+            forwards = watch.forget(index)
+            self.environments[index] = self.start_environment(index)
+            self.set_up({name: self.environments[index]})
+            watch.leave(index, forwards)
+        finally:
+            self.dispatcher.reclaim(lost)
         self.serving[self.environments[index].serve.remote()] = name
 
-    def _policy_rests(self) -> bool:
-        return int(self.status["doing"][self.status.rows.index(POLICY)]) == Doing.GATHERING
+    def _end(self, name: str, worker: Any) -> None:
+        """End a worker that another follows."""
+        self.end(name, worker)
+        watch = self.watches[self._node_of(name)]
+        if isinstance(watch, Line):
+            watch.end(self.processes[name])
+        watch.starting(self.rows_of(name))
 
-    def _wait_until(self, what: Callable[[], Any]) -> None:
-        """At most until a policy that decides for so long would be replaced."""
-        end = time.monotonic() + self.placement.deadline_s
-        while not what() and time.monotonic() < end:
-            time.sleep(0.01)
+    def _node_of(self, name: str) -> int:
+        kind, number = name.rsplit(" ", 1)
+        return self.crew.everyone[kind][int(number)].node
 
     def _report(self, iteration: int) -> Rollout:
         """Episodes of the fragments of this update, and times since the last report."""
-        now = {key: int(self.board[key][0]) for key in self.before}
+        now = {key: int(self.board[key].sum()) for key in self.before}
         forwards, decided = (now[key] - self.before[key] for key in ("forwards", "decided"))
         self.before = now
         seconds, took_s = self.reported.lap()
-        lanes, policy = seconds[: self.board.lanes], seconds[self.status.rows.index(POLICY)]
-        learners = seconds[[self.status.rows.index(f"learner {i}") for i in range(len(self.learners))]]
+        rows = self.status.rows
+        lanes = seconds[[lane for i in self.environments for lane in self._lanes(i)]]  # they have the first rows
+        policy = seconds[[rows.index(f"policy worker {i}") for i in self.policies]].mean(0)
+        learners = seconds[[rows.index(f"learner {i}") for i in range(len(self.learners))]]
         traffic = self.dispatcher.read(iteration)
         log = traffic.episodes
         log.step_s = float(lanes[:, Doing.STEPPING].mean())
         log.wait_s = float(lanes[:, Doing.ASKING].mean())
         measures = {
+            "rollout/slots": float(self.hosts.slots),
             "rollout/dropped_fragments": float(traffic.dropped),
             "rollout/batch_mean": decided / max(1, forwards),
             "time/env_throttled_s": float(lanes[:, Doing.THROTTLED].mean()),

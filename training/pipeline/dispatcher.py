@@ -2,9 +2,12 @@
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from training.algorithms.base import Algorithm
@@ -19,6 +22,12 @@ from training.workers.lanes import WANT
 from vla.errors import SimrealError
 
 POLL_S = 3600.0  # it serves for as long as the run lasts; whoever waits for it has a deadline
+
+
+class Far(Protocol):
+    """The way to lanes of another host."""
+
+    def grant(self, lane: int, turn: int, fragment: int, due: int) -> None: ...
 
 
 @dataclass
@@ -41,6 +50,7 @@ class Dispatcher:
 
     so a fragment is begun only if begun <= (updates + staleness + 1) x per_update (Fu et al. 2025). One that other
     lanes have overtaken may still be older than `staleness` updates when it is finished; it is dropped.
+    far: the way to each lane of another host; `tell` brings what these say.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class Dispatcher:
         self.per_update, self.staleness = per_update, staleness
         self.bell = Bell(bells / "dispatcher")
         self.lanes = [Bell(bells / f"lane{i}") for i in range(board.lanes)]
+        self.far: dict[int, Far] = {}
         self.learners = [Bell(bells / f"learner{i}") for i in range(learners)]
         self.generations = [0] * board.lanes
         self.waiting: deque[int] = deque()  # lanes that want a fragment
@@ -122,20 +133,31 @@ class Dispatcher:
             except PipelineAborted:
                 return
             if message is not None:
-                try:
-                    self.hear(*message)
-                except SimrealError as error:  # of what was played; `check` raises it
-                    self.failure = error
-                    return
+                self.tell(*message)
+            if self.failure is not None:
+                return
 
-    def hear(self, lane: int, fragment: int, generation: int) -> None:
-        """A lane wants a fragment, or has finished one."""
+    def tell(
+        self, lane: int, fragment: int, generation: int, rows: Mapping[str, np.ndarray] | None = None
+    ) -> None:  # fmt: skip
+        """As `hear`, from a thread that serves; an error of what was played is raised by `check`."""
+        try:
+            self.hear(lane, fragment, generation, rows)
+        except SimrealError as error:
+            self.failure = error
+
+    def hear(
+        self, lane: int, fragment: int, generation: int, rows: Mapping[str, np.ndarray] | None = None
+    ) -> None:  # fmt: skip
+        """A lane wants a fragment, or has finished one. rows: of a fragment that was played on another host."""
         with self._lock:
             if generation != self.generations[lane]:
                 return  # its process has been replaced
             if fragment == WANT:
                 self.waiting.append(lane)
             else:
+                for name, array in (rows or {}).items():
+                    self.block.fragments[fragment][name][:] = array
                 self._finished(fragment)
             self._grant()
 
@@ -180,6 +202,9 @@ class Dispatcher:
             update = (self.sent + len(self.playing)) // self.per_update  # if all finish in the order of their beginning
             self.playing[fragment] = lane
             self.turns += 1
+            if lane in self.far:
+                self.far[lane].grant(lane, self.turns, fragment, update)
+                continue
             self.board["grant"][lane, 1:] = fragment, update
             self.board["grant"][lane, 0] = self.turns  # last: this is what the lane looks for
             self.lanes[lane].ring(lane, 0, 0)

@@ -135,13 +135,18 @@ class Engine(ABC):
         host = self.hosts.alive.get(self.crew.everyone[kind][int(number)].node)
         return host is not None and host.node.is_here
 
+    def board_of(self, name: str) -> Any:
+        """The status board that a worker writes to, or a future of it."""
+        return self.status if self.is_here(name) else None
+
     def end(self, name: str, worker: Any) -> None:
         end(worker, self.processes.get(name) if self.is_here(name) else None)
 
     def set_up(self, workers: dict[str, Any]) -> None:
         """Wait until workers are ready. An environment worker has to begin within its bound of memory."""
-        boards = {name: self.status if self.is_here(name) else None for name in workers}
-        futures = {name: worker.ready.remote(boards[name], self.rows_of(name)) for name, worker in workers.items()}
+        futures = {
+            name: worker.ready.remote(self.board_of(name), self.rows_of(name)) for name, worker in workers.items()
+        }
         ready = dict(zip(workers, collect(futures, START_S), strict=True))
         self.processes |= ready
         refuse_grown(self._simulating(ready), self.placement.worker_memory_gib)

@@ -101,7 +101,7 @@ class Host:
     """A node with processes of the run, their names `workers`; memory: a HostMemory or an actor of it.
 
     slots: that are played there. shape: of its block, the first column of which is slot `first`: it has all slots
-        where there are learners. block, weights: names. bells: their folder.
+        where there are learners; of fragments all hosts have all. block, weights: names. bells: their folder.
     """
 
     node: Node
@@ -203,7 +203,11 @@ class Hosts:
         if not probes:
             return {}
         done, _ = ray.wait(list(probes), num_returns=len(probes), timeout=self.patience)
-        gone = [self.alive.pop(n) for future, n in probes.items() if future not in done or _failed(future)]
+        return self.give_up([n for future, n in probes.items() if future not in done or _failed(future)])
+
+    def give_up(self, nodes: Sequence[int]) -> dict[str, str]:
+        """Go on without these nodes. Their workers, and why, as from `lost`."""
+        gone = [self.alive.pop(n) for n in nodes]
         for host in gone:
             if host.learns or not self.slots:
                 what = "of learners" if host.learns else "with the last environments"
@@ -241,7 +245,7 @@ def _open(
     environments, learns = numbers["environment worker"], bool(numbers["learner"])
     slots = range(parts[environments[0]][0], parts[environments[-1]][1]) if environments else range(0)
     first = 0 if learns else slots.start
-    own = shape if learns else replace(shape, slots=len(slots))
+    own = shape if learns or shape.fragments else replace(shape, slots=len(slots))
     block = name if node.is_here else f"{name}_{number}"  # nodes may be on one machine, for a test
     bells = [f"environment{i}" for i in environments] + [f"policy{i}" for i in numbers["policy worker"]]
     arguments = block, own, weights, bells, slice(slots.start - first, slots.stop - first)

@@ -45,7 +45,7 @@ class PlacementConfig:
     environment_resource: and only on nodes that declare this resource to Ray; "" for any node.
     stages: synchronous: groups of environments of a worker that take turns; 1 is sequential, 2 and more pipelined.
     lanes: asynchronous: groups of environments of a worker that step on their own, each in a thread.
-    batch_max: asynchronous: environments in a forward pass of the policy at most, null for all.
+    batch_max: asynchronous: environments in a forward pass at most, null for all that a policy worker serves.
     batch_wait_ms: asynchronous: how long the policy waits for more of them after the first.
     staleness: asynchronous: updates that the policy may have had since a decision that is learnt from; 0 for none.
     fragments_per_update: asynchronous: an update takes so many fragments, `decisions` chunks of a lane each; null for
@@ -201,15 +201,11 @@ def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node
             )  # fmt: skip
     if placement.schedule == "synchronous":
         return
-    if elsewhere := [nodes[node].name for node in crew.nodes if not nodes[node].is_here]:
+    if elsewhere := [nodes[place.node].name for place in crew.learners if not nodes[place.node].is_here]:
         raise EngineError(
-            f"the asynchronous schedule works on the node of the command alone, not on {elsewhere[0]}",
-            code="PLACEMENT", remedy="Choose the synchronous schedule, or devices and environments of this node.",
-        )  # fmt: skip
-    if len(crew.policies) > 1:
-        raise EngineError(
-            f"the asynchronous schedule has one policy worker, found {len(crew.policies)}", code="PLACEMENT",
-            remedy="Set policy_workers=1, or give the policy one GPU.",
+            f"the asynchronous schedule has its learners on the node of the command, not on {elsewhere[0]}",
+            code="PLACEMENT", remedy=f"Give the command on {elsewhere[0]}, name other devices for the learners, or "
+            "choose the synchronous schedule.",
         )  # fmt: skip
 
 

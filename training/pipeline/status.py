@@ -155,6 +155,22 @@ class Status(SharedArrays):
         """Whether a row has not turned to anything for longer than that."""
         return bool(time.monotonic() - self["since"][self.rows.index(name)] > seconds)
 
+    def portrait(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """What these rows do, for how long already, and the seconds before: to be shown on another host's board."""
+        chosen = [self.rows.index(name) for name in names]
+        seen = self.look()
+        return {
+            "doing": seen["doing"][chosen], "age": time.monotonic() - seen["since"][chosen],
+            "seconds": seen["seconds"][chosen],
+        }  # fmt: skip
+
+    def hang(self, names: Sequence[str], portrait: dict[str, np.ndarray]) -> None:
+        """Show what rows of another host do; clocks of hosts differ. Their turns and events stay there."""
+        chosen = [self.rows.index(name) for name in names]
+        self["since"][chosen] = time.monotonic() - portrait["age"]
+        for key in ("doing", "seconds"):
+            self[key][chosen] = portrait[key]
+
     def events(self, index: int, after: int = 0) -> tuple[np.ndarray, int]:
         """A row's turns after the first so many, as far as they are remembered; how many there were in all."""
         count = int(self["turns"][index]) // 2

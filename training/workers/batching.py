@@ -16,24 +16,26 @@ from training.workers.policy import INPUTS, PolicyOptions, Sampler
 class BatchingPolicy(Sampler):
     """Runs in a Ray actor of its own.
 
+    own: numbers of the lanes that it serves; lanes: how many there are in all.
     batch_max: environments in a forward pass. wait_s: for more requests after the first.
     idle_s: longest wait for a first one. whole: whether whole episodes are played, after which a slot is empty.
     """
 
     def __init__(
-        self, options: PolicyOptions, device: str, shape: RolloutShape, name: str, lanes: int, bells: str,
-        batch_max: int | None, wait_s: float, idle_s: float, whole: bool = False,
+        self, number: int, options: PolicyOptions, device: str, shape: RolloutShape, name: str, own: Sequence[int],
+        lanes: int, bells: str, batch_max: int | None, wait_s: float, idle_s: float, whole: bool = False,
     ):  # fmt: skip
         super().__init__(options, device)
+        self.number, self.own = number, np.asarray(own)
         self.block = RolloutBlock(shape, name)
         self.board = Board(lanes, lanes * shape.slots, f"{name}_board")
-        self.bell = Bell(Path(bells) / "policy0")
-        self.lanes = [Bell(Path(bells) / f"lane{i}") for i in range(lanes)]
-        self.most = lanes if batch_max is None else batch_max // shape.slots
+        self.bell = Bell(Path(bells) / f"policy{number}")
+        self.lanes = {lane: Bell(Path(bells) / f"lane{lane}") for lane in own}
+        self.most = len(own) if batch_max is None else batch_max // shape.slots
         self.wait_s, self.idle_s, self.whole = wait_s, idle_s, whole
 
     def ready(self, status: Status, rows: Sequence[str]) -> int:
-        self.doing = status["doing"][: len(self.lanes)]  # lanes have the first rows
+        self.doing = status["doing"][: self.board.lanes]  # lanes have the first rows
         return super().ready(status, rows)
 
     def serve(self) -> None:
@@ -56,16 +58,17 @@ class BatchingPolicy(Sampler):
         while True:
             self.bell.drain()  # what the rings say stands on the board; left in the pipe, they would fill it
             asked = board["asked"].copy()
-            waiting = np.flatnonzero(asked > board["answered"])
+            waiting = self.own[asked[self.own] > board["answered"][self.own]]
             waiting = waiting[np.argsort(board["asked_s"][waiting], kind="stable")]
             now = time.monotonic()
             until = float(board["asked_s"][waiting[0]]) + self.wait_s if len(waiting) else idle_until
-            more = (self.doing == Doing.STEPPING).any()  # else nobody is on the way
+            more = (self.doing[self.own] == Doing.STEPPING).any()  # else nobody is on the way
             if len(waiting) >= self.most or (len(waiting) and (now >= until or not more)):
                 chosen = waiting[: self.most]
                 return chosen.tolist(), asked[chosen].tolist()
             if self.bell.wait(max(0.0, until - now)) is None and not len(waiting) and time.monotonic() >= idle_until:
-                raise PipelineTimeout("policy worker 0", (), self.idle_s, "a request of any lane")
+                what = f"a request of lane {', '.join(map(str, self.own))}"
+                raise PipelineTimeout(f"policy worker {self.number}", (), self.idle_s, what)
 
     def _decide(self, lanes: list[int]) -> None:
         slots = self.block.shape.slots
@@ -87,8 +90,8 @@ class BatchingPolicy(Sampler):
             part = slice(first, first := first + len(chosen))
             for name, value in answer.items():
                 rows[name][decision, chosen] = value[part]
-        self.board["forwards"][0] += 1
-        self.board["decided"][0] += len(draws)
+        self.board["forwards"][self.number] += 1
+        self.board["decided"][self.number] += len(draws)
 
     def _live(self, rows: RolloutRows, decision: int) -> np.ndarray:
         """Slots of a lane that are in an episode, where whole ones are played; else all of them."""

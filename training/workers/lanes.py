@@ -27,7 +27,7 @@ class LaneOptions:
     """environment, settings: registered name and its options. variant: of the episodes. seed: of the run.
 
     staleness: bound of it. deadline_s, throttle_s: longest wait for the policy, and for a free fragment.
-    form: of the rewards. group_size: of whole episodes.
+    form: of the rewards. group_size: of whole episodes. policy: number of the policy worker that decides.
     """
 
     environment: str
@@ -39,6 +39,7 @@ class LaneOptions:
     throttle_s: float
     form: RewardForm
     group_size: int = 1
+    policy: int = 0
 
 
 class Lane:
@@ -59,7 +60,7 @@ class Lane:
         self.slots = list(range(slots))
         self.turn = int(board["grant"][number, 0])
         self.bell = Bell(bells / f"lane{number}")
-        self.to_policy, self.to_dispatcher = Bell(bells / "policy0"), Bell(bells / "dispatcher")
+        self.to_policy, self.to_dispatcher = Bell(bells / f"policy{options.policy}"), Bell(bells / "dispatcher")
 
     def play(self) -> None:
         """Fragment after fragment, each from where the one before ended."""
@@ -112,7 +113,7 @@ class Lane:
         end = time.monotonic() + self.options.deadline_s
         while board["answered"][lane] != board["asked"][lane]:
             if self.bell.wait(end - time.monotonic()) is None and time.monotonic() >= end:
-                what = f"policy worker 0, fragment {fragment}, decision {decision}"
+                what = f"policy worker {self.options.policy}, fragment {fragment}, decision {decision}"
                 raise PipelineTimeout(self._name, (), self.options.deadline_s, what)
         self.row.turn_to(Doing.STEPPING, decision)
 
