@@ -93,7 +93,7 @@ def roll_out(
                 decisions += int((made.block["episodes"] > 0).sum())
                 episodes, successes = episodes + len(log.successes), successes + sum(log.successes)
             if not 0 < successes < episodes:
-                raise SystemExit(f"{successes} of {episodes} episodes succeed: no group teaches; choose another --variant")
+                raise SystemExit(f"{successes} of {episodes} succeed: no group teaches, choose another --variant")
             found = {"cpu_s": spent, "decisions": decisions, "episodes": episodes, "success": successes / episodes}
             return found | {"update": update(made, algorithm)}
         finally:
