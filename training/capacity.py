@@ -157,5 +157,6 @@ def remedy(algorithm: Algorithm, placement: PlacementConfig, lora: Lora, seats: 
     shares = any(seats.together(n, "learner") for n in ("environments", "policy"))
     if shares and not placement.offload and not placement.shard:
         ways.append("placement.offload=true")
-    ways.append(f"placement.micro_batch={max(1, (placement.samples_at_a_time or 16) // 2)}")
+    if (samples := placement.samples_at_a_time or 16) > 1:
+        ways.append(f"placement.micro_batch={samples // 2}")
     return "try " + ", ".join(ways)
