@@ -81,7 +81,7 @@ def test_an_ablation_completes_an_iteration_in_small(
 ) -> None:
     """Its own algorithm and options with a tiny model in the point environment, whose groups are smaller."""
     for key, config in runs(ablation(name, f"checkpoint={checkpoint}", "seeds=[0]")).items():
-        algorithm: Any = replace(config.algorithm, train_vision=True, perception_steps=0)
+        algorithm: Any = replace(config.algorithm, perception_steps=0)  # the point tells nothing
         if isinstance(algorithm, Grouped):  # a random policy need not succeed now and then
             algorithm = replace(algorithm, group_size=4, groups=4, reward="environment")
         if isinstance(algorithm, ActorCritic):
