@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.comparison.runs import windowed
 from vla.results import commit, machine, write_json
 
 EXPERIMENT = "tabletop_async_ppo"
@@ -65,16 +66,7 @@ def measure(run: Path, start: Path, seed: int, placement: str, options: Sequence
 
 def success(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
     """After each iteration: over its episodes and those before it, as many iterations as give WINDOW of them."""
-    found: list[float | None] = []
-    for last in range(1, len(rows) + 1):
-        episodes = wins = 0.0
-        for row in reversed(rows[:last]):
-            count = row["rollout/episodes"]
-            episodes, wins = episodes + count, wins + count * (row["rollout/success"] or 0.0)
-            if episodes >= WINDOW:
-                break
-        found.append(wins / episodes if episodes >= WINDOW else None)
-    return found
+    return [wins / episodes if episodes >= WINDOW else None for wins, episodes in windowed(rows, WINDOW)]
 
 
 def summarize(run: Path) -> dict[str, Any]:

@@ -1,24 +1,30 @@
 """The ablations that are there: they compose, differ in what they are about, and run with a tiny model."""
 
-from collections.abc import Iterator
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from point_env import MAX_STEPS, untrained
 
 from training.algorithms.base import ActorCritic
 from training.algorithms.groups import Grouped
 from training.comparison.runs import flat
-from training.pipeline.actors import ray_session
-from training.pipeline.crew import Node
-from training.pipeline.placement import PlacementConfig
+from training.pipeline.block import RolloutBlock, unlink
+from training.pipeline.placement import PlacementConfig, plan
+from training.pipeline.weights import WeightsBlock
 from training.sweep import SweepConfig, runs
-from training.train import _engine, _start
+from training.train import TrainConfig, _start
+from training.workers.environment import EnvironmentOptions, EnvironmentWorker
+from training.workers.groups import GroupWorker, Order
+from training.workers.learner import Learner, LearnerOptions, Update
+from training.workers.policy import PolicyOptions, PolicyWorker
 from vla import configuration, options
 
-pytestmark = pytest.mark.timeout(600)  # runs of several processes, on a busy machine
+pytestmark = pytest.mark.timeout(600)  # on a busy machine
 
 ABLATIONS = {  # name -> the options in which its variants differ
     "ppo_vs_grpo": set(),  # all of an algorithm
@@ -68,20 +74,44 @@ def test_an_ablation_composes_and_its_variants_differ_in_what_it_is_about(name: 
     assert (whole.iterations, whole.slots) == (25, 32)
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[list[Node]]:
-    with ray_session() as nodes:
-        yield nodes
+def iterate(config: TrainConfig, checkpoint: Path, folder: Path) -> tuple[int, Update]:
+    """An iteration as the engine has it, with the real workers as threads of this process; values of the head."""
+    a, slots, name = config.algorithm, config.slots, f"simreal_ablation_{time.time_ns()}"
+    env = config.env.name, config.env.settings
+    found = plan(checkpoint, *env, slots, config.decisions, a, config.placement, config.lora)
+    given = str(checkpoint), found.weights, f"{name}_weights"
+    block, weights = RolloutBlock(found.shape, name, create=True), WeightsBlock(*given[1:], create=True)
+    try:
+        kind = GroupWorker if a.groups else EnvironmentWorker
+        options = EnvironmentOptions(*env, "in_distribution", (0, slots), 1, 3, 60.0, a.reward_form(),
+                                     group_size=a.group_size)  # fmt: skip
+        worker: Any = kind(0, options, found.codec, found.shape, name, str(folder))
+        policy = PolicyWorker(
+            0, PolicyOptions(*given, a.temperature, 3, 1, 60.0, config.lora), "cpu", found.shape, name, str(folder),
+            {0: [list(range(slots))]}, 0, whole=bool(a.groups),
+        )  # fmt: skip
+        learns = LearnerOptions(1, *given, a, 3, 1, 1, "", adapters=config.lora)
+        learner = Learner(0, learns, "cpu", found.shape, name)
+        block.clear()
+        with ThreadPoolExecutor(1) as thread:
+            begin: Any = Order(list(range(a.groups)), 0) if a.groups else np.zeros(slots, np.int64)
+            log = thread.submit(worker.play if a.groups else worker.rollout, begin)
+            policy.rollout(0, None, 0)
+            assert log.result(60).successes
+        if a.groups:
+            learner.judge(0)
+        return found.shape.values, learner.update(0)
+    finally:
+        for part in (block, weights):
+            part.close()
+            unlink(part.name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_completes_an_iteration_in_small(
-    name: str, checkpoint: Path, session: list[Node], tmp_path: Path
-) -> None:
+def test_an_ablation_completes_an_iteration_in_small(name: str, checkpoint: Path, tmp_path: Path) -> None:
     """Its own algorithm and options with a tiny model in the point environment, whose groups are smaller."""
     for key, config in runs(ablation(name, f"checkpoint={checkpoint}", "seeds=[0]")).items():
-        algorithm: Any = replace(config.algorithm, train_vision=True, perception_steps=0)
+        algorithm: Any = replace(config.algorithm, perception_steps=0)  # the point tells nothing
         if isinstance(algorithm, Grouped):  # a random policy need not succeed now and then
             algorithm = replace(algorithm, group_size=4, groups=4, reward="environment")
         if isinstance(algorithm, ActorCritic):
@@ -93,12 +123,6 @@ def test_an_ablation_completes_an_iteration_in_small(
             placement=PlacementConfig(environment_workers=1, learners=1, policy_threads=1),
         )  # fmt: skip
         config.out.mkdir(parents=True)
-        begin = _start(config, tmp_path / f"{config.out.parent.name}_start")
-        engine = _engine(config, begin, session)
-        try:
-            _, update = engine.iterate(0)
-            assert update.metrics["updates"] > 0 and update.metrics["grad_norm"] > 0, key
-            values = engine.shape.values
-        finally:
-            engine.close()
-        assert values == (2 if key.startswith("action/") and name == "value_level" else 1)
+        values, update = iterate(config, _start(config, tmp_path / key.replace("/", "_")), config.out)
+        assert update.metrics["updates"] > 0 and update.metrics["grad_norm"] > 0, key
+        assert values == (2 if name == "value_level" and key == "action/seed_0" else 1)

@@ -122,6 +122,26 @@ def test_a_killed_sweep_leaves_nothing_behind_and_goes_on(checkpoint: Path, tmp_
     assert f"resuming {run} at iteration" in run.with_suffix(".log").read_text()
 
 
+def test_a_run_ends_with_its_sweep_even_if_it_hears_no_signal() -> None:
+    """As when it waits for Ray to start."""
+    run = """if True:
+        import os, signal, threading, time
+        from training import sweep_run
+        sweep_run.GRACE_S = 0.2
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=sweep_run.end_with, args=(os.getppid(),), daemon=True).start()
+        print(os.getpid(), flush=True)
+        time.sleep(3600)
+    """
+    words = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {run!r}])"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        process = psutil.Process(int(starter.stdout.readline()))
+        assert process.is_running()
+        starter.kill()
+        assert not psutil.wait_procs([process], timeout=30)[1]
+
+
 @pytest.mark.slow
 def test_runs_are_tasks_of_a_cluster(checkpoint: Path, tmp_path: Path) -> None:
     with ray_nodes.head() as address:
