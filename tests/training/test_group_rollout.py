@@ -61,14 +61,15 @@ class Stage:
             str(checkpoint), self.layout, self.weights.name, algorithm.temperature, 3, 1, 600.0, FULL
         )  # fmt: skip
 
-    def roll_out(self, orders: list[Order], number: int = 0) -> tuple[list[Any], int]:
-        """A round: logs of the environment workers, forward passes of the policy."""
+    def roll_out(self, orders: list[Order], number: int = 0, slow_s: float = 0.0) -> tuple[list[Any], int]:
+        """A round: logs of the environment workers, forward passes of the policy. slow_s: a step of the last one."""
         where, folder = self.placement, str(self.folder)
         parts = np.array_split(np.arange(SLOTS), where.environment_workers)
         spans = [(int(part[0]), int(part[-1]) + 1) for part in parts]
         workers = [
             GroupWorker(
-                i, EnvironmentOptions("point_env:make", SETTINGS, "in_distribution", span, where.stages, 3, 60.0,
+                i, EnvironmentOptions("point_env:make", SETTINGS | ({"pause_s": slow_s} if i == len(spans) - 1 else {}),
+                                      "in_distribution", span, where.stages, 3, 60.0,
                                       self.algorithm.reward_form(), group_size=self.algorithm.group_size),
                 self.codec, self.shape, self.name, folder,
             )
@@ -104,7 +105,7 @@ def stage(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         one.close()
 
 
-@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_every_group_is_played_to_its_end(stage: Callable[..., Stage], workers: int, stages: int) -> None:
     made = stage(environment_workers=workers, stages=stages)
     orders = [Order([0, 1, 2, 3], 0)] if workers == 1 else [Order([0, 1], 0), Order([2, 3], 2)]
@@ -121,6 +122,14 @@ def test_every_group_is_played_to_its_end(stage: Callable[..., Stage], workers: 
     made.roll_out(orders, number=1)
     assert (made.block["action_tokens"] != again["action_tokens"]).any(), "another round has other random numbers"
     assert (made.block["state"][0] == again["state"][0]).all()
+
+
+def test_a_stage_that_another_worker_has_finished_is_decided_before_its_turn(stage: Callable[..., Stage]) -> None:
+    """The second worker has nobody in stage 1 and is slow in stage 0, for which the first one waits."""
+    made = stage(replace(GRPO, group_size=2), environment_workers=2, stages=2)
+    logs, _ = made.roll_out([Order([0, 1, 2], 0), Order([3], 3)], slow_s=0.05)
+    check_whole(dict(made.block.arrays), 2, 4)
+    assert [len(log.successes) for log in logs] == [6, 2] and not any(log.unfinished for log in logs)
 
 
 def test_fewer_groups_than_slots_leave_slots_and_stages_empty(stage: Callable[..., Stage]) -> None:

@@ -65,6 +65,7 @@ class EnvironmentWorker(Watched):
         )
         self.to_policy = Bell(Path(bells) / f"policy{options.policy}")
         self.from_policy = Bell(Path(bells) / f"environment{index}")
+        self.answered: set[tuple[int, int]] = set()  # stage and decision of what was not waited for yet
 
     def _start(self, begun: np.ndarray) -> None:
         """Begin a fresh episode in every slot, the next after `begun` `[n]`, and show how it begins."""
@@ -82,6 +83,7 @@ class EnvironmentWorker(Watched):
             each slot `[n]`, to start the next ones.
         """
         fresh = begun is not None
+        self.answered.clear()
         self.row.turn_to(Doing.STEPPING)
         if begun is not None:
             self._start(begun)
@@ -101,17 +103,17 @@ class EnvironmentWorker(Watched):
         return log
 
     def _wait(self, stage: int, decision: int) -> None:
+        """Until a stage has been decided for; one that the other workers have finished is answered before its turn."""
         self.row.turn_to(Doing.ASKING, decision)
-        message = self.from_policy.wait(self.options.deadline_s)
-        if message is None:
-            raise PipelineTimeout(
-                f"environment worker {self.index}",
-                (),
-                self.options.deadline_s,
-                f"policy worker {self.options.policy}, stage {stage}, decision {decision}",
-            )
-        if message[1:] != (stage, decision):
-            raise RuntimeError(
-                f"environment worker {self.index}: expected stage {stage}, decision {decision}, got {message}"
-            )
+        while (stage, decision) not in self.answered:
+            message = self.from_policy.wait(self.options.deadline_s)
+            if message is None:
+                what = f"policy worker {self.options.policy}, stage {stage}, decision {decision}"
+                raise PipelineTimeout(f"environment worker {self.index}", (), self.options.deadline_s, what)
+            if message[1] == stage and message[2] != decision:
+                raise RuntimeError(
+                    f"environment worker {self.index}: expected stage {stage}, decision {decision}, got {message}"
+                )
+            self.answered.add((message[1], message[2]))
+        self.answered.remove((stage, decision))
         self.row.turn_to(Doing.STEPPING, decision)

@@ -71,6 +71,7 @@ class GroupWorker(EnvironmentWorker):
 
     def play(self, order: Order) -> EpisodeLog:
         """All episodes of these groups, unless the block has too few rows for them."""
+        self.answered.clear()
         self.row.turn_to(Doing.STEPPING)
         episodes, size = self.episodes, self.options.group_size
         episodes.deal([episode_seed(self.options.seed, 0, n) for n in order.groups], size, order.first)
