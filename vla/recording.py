@@ -80,7 +80,7 @@ class Recording:
         self._prefix = f"{episode.info.namespace.rstrip('/')}/"
         self.cameras = tuple(camera.name for camera in self.contract.cameras)
         topics = [*(f"{name}{IMAGE}" for name in self.cameras), *STATES, "decision", "chunk", "action",
-                  "policy_node/instruction", "franka_node/status"]  # fmt: skip
+                  "policy_node/instruction", "franka_node/status", "twin_node/time"]  # fmt: skip
         self._messages = [
             (message.log_ns / 1e9, message.topic.removeprefix(self._prefix), said)
             for message, said in episode.decoded(*(self._prefix + topic for topic in topics))
@@ -151,6 +151,14 @@ class Recording:
     def target(self) -> Track:
         """The smooth and bounded version of that, which the arm was sent."""
         return self._track("target_pose")
+
+    @cached_property
+    def simulated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a twin: times `[N]` s, and the seconds that were simulated by then `[N]`. Empty for an arm."""
+        found = [(to_seconds(said.header.stamp), to_seconds(said.time_ref)) for _, said in self.of("twin_node/time")]
+        times, seconds = np.array(found, np.float64).reshape(-1, 2).T
+        order = np.unique(times, return_index=True)[1]
+        return times[order], seconds[order]
 
     @cached_property
     def widths(self) -> tuple[np.ndarray, np.ndarray]:

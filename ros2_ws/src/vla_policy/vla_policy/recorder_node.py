@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.task import Future
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, TimeReference
 from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
@@ -131,6 +131,7 @@ class RecorderNode(ManagedNode):
             Topic("policy_node/instruction", String, latched, self._on_instruction),
             Topic("franka_node/status", String, latched, self._on_status),
             Topic("twin_node/success", Bool, latched, self._on_success),
+            Topic("twin_node/time", TimeReference, state),
             Topic("/diagnostics", DiagnosticArray, _deep(50, ReliabilityPolicy.RELIABLE), self._on_diagnostics),
         ]
 
