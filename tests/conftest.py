@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +79,19 @@ def record() -> Callable[..., Path]:
 
     The observations are made without the assembler, as the simulator makes them. edit(topic, s since the beginning,
     message): another message in its place, or None for none. pace: of a twin, simulated over passed time.
+    attached: more attachments, name -> text.
     """
     return recorded
 
 
 def recorded(folder: Path, policy: Policy, seconds: float = 3.0, number: int = 1, close: bool = True,
              edit: Edit = lambda topic, since, message: message, pace: float | None = None,
-             **known: Any) -> Path:  # fmt: skip
+             attached: Mapping[str, str] = {}, **known: Any) -> Path:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     info = EpisodeInfo(number, START, "/left", SENTENCE, **known)
     provenance = json.dumps({"commit": "", "config": {}, "seed": policy.provenance.seed, "curve": {}})
-    attached = {"contract.json": policy.contract.to_json(), "provenance.json": provenance}
-    writer = EpisodeWriter(folder, info, attached, reserve_bytes=0)
+    files = {"contract.json": policy.contract.to_json(), "provenance.json": provenance, **attached}
+    writer = EpisodeWriter(folder, info, files, reserve_bytes=0)
     channels = {t: writer.channel(f"/left/{t}", k, message_types.definition(k)) for t, k in KINDS.items()}
     random = np.random.default_rng(number)
 
