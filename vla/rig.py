@@ -283,6 +283,19 @@ def attachment(store: Path, cameras: Sequence[str]) -> str:
     return json.dumps({name: options.write(Store(store).read(name)) for name in cameras if Store(store).has(name)})
 
 
+def provenance(store: Path, cameras: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Of each camera that the store has: when its oldest part was made, and how exact it is."""
+    found: dict[str, dict[str, object]] = {}
+    for name in cameras:
+        if Store(store).has(name):
+            own = Store(store).read(name)
+            parts = [own.measured, *([own.mount.measured] if own.mount else [])]
+            oldest = max(parts, key=lambda part: part.age_days())
+            error_mm = own.mount.measured.error_mm if own.mount else None
+            found[name] = {"made": oldest.time, "error_px": own.measured.error_px, "error_mm": error_mm}
+    return found
+
+
 def read_attachment(data: bytes | None, where: str) -> dict[str, CameraCalibration]:
     """Camera -> calibration, of a recording; empty if none was recorded."""
     if data is None:
