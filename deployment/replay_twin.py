@@ -115,7 +115,14 @@ class Rerun:
 
     def _go(self, joints: Sequence[float] | None) -> None:
         """Bring the arm to these joint positions, or home, with the gripper open."""
-        self.arm.start_home(joints)
+        try:
+            self.arm.start_home(joints)
+        except ArmError as error:
+            if error.code != "ROBOT_SILENT":  # which a machine that stood still for a second brings about
+                raise
+            self.arm.close()
+            self.arm = FrankaArm(self.twin.address, self.robot)
+            self.arm.start_home(joints)
         limit, gripper = time.monotonic() + HOME_S, self.arm.gripper
         while self.arm.homing() or (gripper is not None and gripper.busy):
             if time.monotonic() > limit:

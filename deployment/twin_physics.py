@@ -33,7 +33,7 @@ from deployment.fci import CARTESIAN_REFLEX, Exchange  # noqa: E402
 OBJECTS, RECEPTACLES = 4, 2  # slots: no variant has more
 PARKED = (-1.0, 1.5)  # x and y in m of what an episode doesn't use
 PACE_S = 1.0  # over which the pace is measured
-HELD_S = 0.5  # the driver gives an arm up that has said nothing for a second
+HELD_S = 0.1  # the driver gives an arm up that has said nothing for a second
 AT_OBJECT_M = 0.035  # from tool to object: there it can close around it
 LIFTED_M = 0.01  # above where it stood
 PREFIX = "robot0_"  # of the names that franky-sim gives to the parts of its first robot
