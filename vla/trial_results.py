@@ -74,11 +74,21 @@ def results(trials: Trials, sim: Mapping[str, Any] | None = None, calibration: s
         "interrupted": sum(not p.ended for p in trials.played),
         "interventions": sum(bool(p.label and p.label["intervention"]) for p in trials.scored.values()),
         "protocol": trials.header["protocol"], "use_sim": trials.header["use_sim"], "twin": trials.header["twin"],
-        "calibration": calibration or calibrated(trials.events), **trials.account,
+        "detector": _detected(trials), "calibration": calibration or calibrated(trials.events), **trials.account,
     }  # fmt: skip
     if sim:
         found["gap"] = gap(trials, sim)
     return found
+
+
+def _detected(trials: Trials) -> dict[str, int] | None:
+    """How often a camera's detector said what was judged, without help; None if there was none."""
+    seen = [(p.found["camera"]["success"], (p.label or {}).get("outcome") == "success")
+            for p in trials.scored.values() if p.found.get("camera")]  # fmt: skip
+    if not seen:
+        return None
+    sure = [(said, judged) for said, judged in seen if said is not None]
+    return {"trials": len(seen), "unsure": len(seen) - len(sure), "agreed": sum(a == b for a, b in sure)}
 
 
 def calibrated(events: Sequence[Mapping[str, Any]]) -> str:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from deployment.operator import Session
+from deployment.operator import Detect, Session
 from deployment.operator_terminal import operate
 from vla import options
 from vla.cli import Command
 from vla.contract import PolicyContract
+from vla.detector import load
 from vla.errors import SimrealError
 from vla.results import commit, machine, write_json
 from vla.rig import provenance
@@ -47,6 +48,8 @@ class TrialsConfig:
     namespace: of all nodes and topics.
     cameras: names of the cameras.
     record: whether every trial is recorded, in out/episodes.
+    detector: MODULE:FUNCTION that says from the operator's camera whether a trial succeeded, such as
+        vla.detector:by_colour; the operator sees it and judges. Empty: none.
     calibration: store of the cameras' calibrations: the operator's picture is drawn for the camera as it stands, the
         report tells the age, and the policy's contract is checked against it.
     """
@@ -66,6 +69,7 @@ class TrialsConfig:
     namespace: str = ""
     cameras: list[str] = field(default_factory=lambda: ["third_person", "wrist"])
     record: bool = True
+    detector: str = ""
     calibration: Path | None = None
 
 
@@ -81,6 +85,8 @@ def run(config: TrialsConfig) -> int:
     with TrialLog(out, header(config, protocol, checkpoints)) as log:
         store = config.calibration.expanduser().absolute() if config.calibration else None
         log.add("session", calibration=provenance(store, config.cameras) if store else {})
+        view = _viewpoint(protocol, store)
+        detect = detection(config.detector, view)
         key = draw_key(out, checkpoints)
         slots = schedule(protocol, len(checkpoints))
         record = out / "episodes" if config.record else None
@@ -93,8 +99,8 @@ def run(config: TrialsConfig) -> int:
         with running(deployed) as made, Conductor(config.namespace, made.ended, twin=config.use_sim) as conductor:
             robot = TrialRobot(conductor, key.checkpoints, first, protocol.view.camera, record, config.use_sim)
             conductor.wait_until_up()
-            session = Session(log, slots, robot, protocol.limit_s, operator == "twin")
-            _conduct(config, operator, session, _viewpoint(protocol, store), out)
+            session = Session(log, slots, robot, protocol.limit_s, operator == "twin", detect)
+            _conduct(config, operator, session, view, out)
         Console().print(f"{session.done} of {len(slots)} trials are scored; `vla report trials={config.out}`")
         _account(out, conductor)
         return 0 if session.done == len(slots) else 1
@@ -140,6 +146,14 @@ def header(config: TrialsConfig, protocol: Protocol, checkpoints: list[Path]) ->
         "version": 1, "protocol": written, "checkpoints": len(checkpoints), "use_sim": config.use_sim,
         "twin": config.twin if config.use_sim else "", "arm_id": config.arm_id,
     }  # fmt: skip
+
+
+def detection(name: str, view: Viewpoint) -> Detect | None:
+    """The detector of this name for a camera; None without one."""
+    if not name:
+        return None
+    detector = load(name)
+    return lambda before, after, scene, width_m: detector(before, after, scene, view, width_m)
 
 
 def _viewpoint(protocol: Protocol, store: Path | None) -> Viewpoint:
