@@ -48,7 +48,7 @@ def load(name: str) -> Detector:
     module, _, function = name.partition(":")
     remedy = "Name an importable function, such as detector=vla.detector:by_colour."
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found = getattr(importlib.import_module(module), function, None) if function else None
     except ImportError as error:
         raise SimrealError(f"detector {name}: {error}", code="DETECTOR", remedy=remedy) from error
     if not callable(found):

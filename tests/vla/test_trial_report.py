@@ -86,6 +86,21 @@ def test_the_age_of_the_calibration_is_that_at_the_trials(folder: Path) -> None:
     assert write(folder, calibration="by hand")[1]["calibration"] == "by hand"
 
 
+def test_how_often_the_camera_agrees_with_the_verdict(folder: Path) -> None:
+    assert write(folder)[1]["detector"] is None
+    file = folder / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    said = iter([None, *[True] * 100])
+    for line in lines:
+        if line.get("event") == "end" and not line["fault"]:
+            line["found"] = {"camera": {"success": next(said), "distance_m": 0.0, "said": ""}}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page, found = write(folder)
+    judged = [line["label"]["outcome"] == "success" for line in lines if line.get("event") == "label"]
+    assert found["detector"] == {"trials": 40, "unsure": 1, "agreed": sum(judged[1:])}
+    assert "agrees with the verdict in" in page.read_text()
+
+
 def test_the_gap_to_the_simulator(folder: Path, tmp_path: Path) -> None:
     names = Trials(folder).names
     files = []
