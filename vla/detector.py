@@ -8,9 +8,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from vla.errors import SimrealError
 from vla.scene_picture import Viewpoint, outlines
@@ -74,12 +74,12 @@ def by_colour(
     before_alike, now_alike = (_alike(image, own) for image in (before, after))
     expected = int((before_alike & was).sum())
     # What had this colour elsewhere is something else, as long as it stands where it stood.
-    others = before_alike & ~ndimage.binary_dilation(was, iterations=1)
-    parts, count = ndimage.label(now_alike & ~others, np.ones((3, 3)))
-    if not count:
+    grown = cv2.dilate(was.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    mine = (now_alike & ~(before_alike & ~grown)).astype(np.uint8)
+    count, parts, sizes, _ = cv2.connectedComponentsWithStats(mine, connectivity=8)
+    if count < 2:  # the background is one
         return Detection(None, None, "the object is not seen")
-    sizes = ndimage.sum_labels(np.ones_like(parts), parts, np.arange(1, count + 1))
-    found = parts == 1 + int(np.argmax(sizes))
+    found = parts == 1 + int(np.argmax(sizes[1:, cv2.CC_STAT_AREA]))
     if found.sum() < VISIBLE * expected:
         return Detection(None, None, "the object is hidden")
     item = target.item
