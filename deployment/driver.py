@@ -379,7 +379,14 @@ class Driver:
         if fault is not None and fault.code == "ROBOT_SILENT":
             self._arm.close()
             self._arm = self._connect()
-        errors = self._arm.recover()
+        try:
+            errors = self._arm.recover()
+        except ArmError as error:
+            if error.code != "ROBOT_SILENT":  # after another fault: the latched one does not say so
+                raise
+            self._arm.close()
+            self._arm = self._connect()
+            errors = self._arm.recover()
         self.supervisor.reset()
         told = [str(fault)] if fault else []
         return "; ".join([*told, *errors]) or "there was no fault"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -377,14 +377,15 @@ class FrankaArm:
             with contextlib.suppress(franky.ControlException, franky.NetworkException):  # told when control was lost
                 self.robot.join_motion(timeout=STOP_S)
 
-    def start_home(self) -> None:
-        """Open the gripper and set off for the home position, slowly."""
+    def start_home(self, joints: Sequence[float] | None = None) -> None:
+        """Open the gripper and set off for the home position, or for other joint positions, slowly."""
         self.end()
         self.recover()
         if self.gripper:
             self.gripper.command(True)
         factor = franky.RelativeDynamicsFactor(self.config.home_speed)
-        self._move(franky.JointMotion(np.array(self.config.home), relative_dynamics_factor=factor))
+        target = np.array(self.config.home if joints is None else joints)
+        self._move(franky.JointMotion(target, relative_dynamics_factor=factor))
 
     def _move(self, motion: Any) -> None:
         """Start a motion; a control thread that begins with it inherits realtime priority."""

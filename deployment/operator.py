@@ -7,13 +7,14 @@ asked for in another stage, or by somebody who has not seen the newest one, is r
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Condition
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from vla.detector import Detection
 from vla.episodes import Label, Outcome, Phase
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import Episode, sample_episode
@@ -22,6 +23,7 @@ from vla.trial_protocol import Slot
 
 Stage = Literal["waiting", "preparing", "laying", "running", "judging", "done", "failed"]
 AGAIN = 3  # faults of a slot, one after the other, after which the session ends: something is broken
+FRESH_S = 0.3  # after the arm has come home, until an image shows it
 PRESENT_S = 15.0  # for which an operator who is not heard of keeps the session
 
 
@@ -31,13 +33,20 @@ class OperatorError(SimrealError):
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of one trial. fault: why it is not to be scored. success, where: of a detector, if there is one."""
+    """What came out of one trial. fault: why it is not to be scored. success, where: of the twin, which knows.
+
+    width_m: of the gripper at the end, if it is known.
+    """
 
     seconds: float
     fault: str = ""
     success: bool | None = None
     where: Phase = ""
     distance_m: float | None = None
+    width_m: float | None = None
+
+
+Detect = Callable[[np.ndarray, np.ndarray, Episode, float | None], Detection]  # before, after, scene, width in m
 
 
 class Robot(Protocol):
@@ -66,9 +75,14 @@ class Robot(Protocol):
 
 
 class Session:
-    """See the module's docstring. Any thread may ask and act; `drive` belongs to one."""
+    """See the module's docstring. Any thread may ask and act; `drive` belongs to one.
 
-    def __init__(self, log: TrialLog, slots: list[Slot], robot: Robot, limit_s: float, automatic: bool):
+    detect: says what a camera has seen of a trial, for the operator and for the log; the operator's verdict counts.
+    """
+
+    def __init__(self, log: TrialLog, slots: list[Slot], robot: Robot, limit_s: float, automatic: bool,
+                 detect: Detect | None = None):  # fmt: skip
+        self._detect = detect
         self.log, self.slots, self.limit_s, self.automatic = log, slots, limit_s, automatic
         self._robot = robot
         self.stage: Stage = "waiting"
@@ -111,8 +125,17 @@ class Session:
             "done": self.done, "all": len(self.slots), "faults": faults, "limit_s": self.limit_s,
             "letter": slot.letter if slot else "", "slot": slot.number if slot else None,
             "instruction": scene.instruction if scene else "", "seconds": time.time() - self._began,
-            "helped": self._helped, "undo": self._undoable() is not None,
+            "helped": self._helped, "undo": self._undoable() is not None, "seen": self._seen(),
         }  # fmt: skip
+
+    def _seen(self) -> str:
+        """What the camera says of the trial that is to be judged, in words."""
+        played = self.open()
+        camera = played.found.get("camera") if played is not None else None
+        if not camera:
+            return ""
+        verdict = {True: "success", False: "failure", None: "can't tell"}[camera["success"]]
+        return f"the camera: {verdict} ({camera['said']})"
 
     # What the operator does
 
@@ -210,11 +233,18 @@ class Session:
         self.log.add("begin", slot=slot.number, letter=slot.letter, by=self._who)
         self._stop = self._helped = False
         self._began = time.time()
+        before = self._robot.image() if self._detect is not None else None
         self._enter("running")
         run = self._robot.run(self.limit_s, lambda: self._stop)
         if self._over:
             return  # a begin without an end: the trial is repeated
-        found = {"success": run.success, "where": run.where, "distance_m": run.distance_m}
+        found: dict[str, Any] = {"success": run.success, "where": run.where, "distance_m": run.distance_m}
+        if self._detect is not None and not run.fault:
+            self._robot.home()  # it would hide the object
+            time.sleep(FRESH_S)
+            after = self._robot.image()
+            if before is not None and after is not None:
+                found["camera"] = asdict(self._detect(before, after, scene, run.width_m))
         self.log.add(
             "end", slot=slot.number, letter=slot.letter, seconds=run.seconds, fault=run.fault,
             recording=self._robot.recording(), found=found,

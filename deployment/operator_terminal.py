@@ -51,6 +51,8 @@ def operate(session: Session, view: Viewpoint, who: str, folder: Path, ask: Call
                         session.act("stop", TOKEN, revision)
                         session.wait(5.0, revision)
             elif stage == "judging":
+                if state["seen"]:
+                    console.print(state["seen"], markup=False)
                 _judge(session, who, revision, ask)
             elif stage == "done":
                 console.print(f"all {state['all']} trials are done")

@@ -28,12 +28,13 @@ class ReplayConfig:
 
     episodes: folder of recordings, or one file.
     checkpoint: bundle to ask; two for a comparison. Not needed on the twin.
-    on: desk asks policies offline; twin executes the recorded actions again, open loop, and tells the drift.
+    on: desk asks policies offline; twin executes what was recorded again, open loop, and tells the drift.
     out: JSON file of the result; a picture is put beside it. null for neither.
     limit: use the first so many episodes; null for all.
     device: of torch. Equality bit for bit is promised on the same device, with the same threads, as recorded.
     threads: of torch; policy_node has 1.
     twin: preset of the twin, nominal or shifted, for on=twin.
+    follow: what the twin's arm is given: references, as they were sent to the arm; or the chunks, executed anew.
     """
 
     episodes: Path
@@ -44,6 +45,7 @@ class ReplayConfig:
     device: str = "cpu"
     threads: int = 1
     twin: Literal["nominal", "shifted"] = "nominal"
+    follow: Literal["references", "chunks"] = "references"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def run(config: ReplayConfig) -> int:
     if config.on == "twin":
         from deployment.replay_twin import rerun  # imports the simulator
 
-        return rerun(config.episodes, config.out, config.limit, config.twin)
+        return rerun(config.episodes, config.out, config.limit, config.twin, config.follow)
     if not config.checkpoint:
         raise SimrealError("there is no checkpoint", code="NO_CHECKPOINT", remedy="Pass checkpoint=BUNDLE, or on=twin.")
     torch.set_num_threads(config.threads)

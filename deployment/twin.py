@@ -6,6 +6,7 @@ The `shifted` preset changes physics and cameras further; it stands for a world 
 """
 
 import contextlib
+import math
 import multiprocessing as mp
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ graphics.choose()  # mujoco reads it at its import
 import mujoco  # noqa: E402
 
 START_S = 60  # at most, until a twin serves
+ADVANCE_S = 30.0  # at most, for a part of a second that is simulated
 
 SHIFTED = TwinConfig(
     CameraOptions(noise=4.0, gain=0.93, delay_s=0.03, shift_m=(0.008, -0.006, 0.005), turn_deg=0.8),
@@ -77,6 +79,28 @@ class TwinProcess:
     def pace(self) -> float:
         """Simulated time over wall time; where it is much below 1, the machine is too slow for what the twin shows."""
         return float(self._shown.pace.value)
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """s of the host's clock, and what was simulated by then."""
+        return self._shown.times()
+
+    def hold(self) -> None:
+        """From now on, simulate what `advance` asks for and no more."""
+        self._shown.until.value = self._shown.seconds.value
+
+    def advance(self, seconds: float) -> None:
+        """Simulate so much more, and wait for it; a fraction of a step is left for the next time."""
+        self._shown.until.value += seconds
+        until, end = self._shown.until.value, time.monotonic() + ADVANCE_S
+        while self._shown.seconds.value < until - 1e-6:
+            if not self.process.is_alive() or time.monotonic() > end:
+                raise SimrealError("the twin does not go on", code="TWIN", remedy="`vla doctor` tests it.")
+            time.sleep(0.0002)
+
+    def release(self) -> None:
+        """Simulate as the time passes."""
+        self._shown.until.value = math.inf
 
     def lay_out(self, episode: Episode) -> None:
         """Put the objects of an episode on the table."""

@@ -1,6 +1,7 @@
 """The twin's physics, for a process of its own: the arm that franky-sim simulates, at the table of the task."""
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -32,6 +33,7 @@ from deployment.fci import CARTESIAN_REFLEX, Exchange  # noqa: E402
 OBJECTS, RECEPTACLES = 4, 2  # slots: no variant has more
 PARKED = (-1.0, 1.5)  # x and y in m of what an episode doesn't use
 PACE_S = 1.0  # over which the pace is measured
+HELD_S = 0.1  # the driver gives an arm up that has said nothing for a second
 AT_OBJECT_M = 0.035  # from tool to object: there it can close around it
 LIFTED_M = 0.01  # above where it stood
 PREFIX = "robot0_"  # of the names that franky-sim gives to the parts of its first robot
@@ -104,13 +106,18 @@ class Verdict:
 
 
 class Shown:
-    """The configuration that the cameras see, in memory that both processes share."""
+    """The configuration that the cameras see, in memory that both processes share.
+
+    pace: simulated over wall time. seconds: simulated so far. until: what has to be simulated before the physics waits.
+    """
 
     SIZE = 128
 
     def __init__(self, context: Any):
-        self._values = context.Array("d", self.SIZE + 2)
+        self._values = context.Array("d", self.SIZE + 3)
         self.pace = context.Value("d", 1.0, lock=False)
+        self.seconds = context.Value("d", 0.0, lock=False)
+        self.until = context.Value("d", math.inf, lock=False)
 
     def write(self, qpos: np.ndarray) -> None:
         """Skipped while it is being read: the next one comes with the next step."""
@@ -118,16 +125,24 @@ class Shown:
         if lock.acquire(block=False):
             try:
                 values = np.frombuffer(self._values.get_obj())
-                values[0], values[1] = time.time(), len(qpos)
-                values[2 : 2 + len(qpos)] = qpos
+                values[:3] = time.time(), self.seconds.value, len(qpos)
+                values[3 : 3 + len(qpos)] = qpos
             finally:
                 lock.release()
 
     def read(self) -> tuple[float, np.ndarray]:
         """When it was so, s, and the configuration; empty before the first one."""
+        values = self._copy()
+        return float(values[0]), values[3 : 3 + int(values[2])]
+
+    def times(self) -> tuple[float, float]:
+        """s of the host's clock, and what was simulated by then; (0, 0) before the first step."""
+        values = self._copy()
+        return float(values[0]), float(values[1])
+
+    def _copy(self) -> np.ndarray:
         with self._values.get_lock():
-            values = np.frombuffer(self._values.get_obj()).copy()
-        return float(values[0]), values[2 : 2 + int(values[1])]
+            return np.frombuffer(self._values.get_obj()).copy()
 
 
 class Physics:
@@ -207,11 +222,18 @@ class Physics:
         self._reached = phases[max(phase, phases.index(self._reached))]
 
     def _serve(self) -> None:
-        """Physics of 1 kHz on the wall clock; after a delay it catches up by no more than 20 ms."""
-        simulated = 0.0
+        """Physics of 1 kHz on the wall clock; after a delay it catches up by no more than 20 ms.
+
+        Whoever replays holds it up by `until`, for no longer than the arm's protocol allows.
+        """
+        simulated, shown = 0.0, self.shown
         due = paced = time.perf_counter()
         while not self._over:
+            end = time.perf_counter() + HELD_S
+            while shown.seconds.value >= shown.until.value - 1e-6 and time.perf_counter() < end:
+                time.sleep(0.0002)
             seconds = self._exchange.advance()
+            shown.seconds.value += seconds
             simulated += seconds
             now = time.perf_counter()
             if simulated >= PACE_S:

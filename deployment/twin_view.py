@@ -1,4 +1,4 @@
-"""The twin's scene as a calibrated camera sees it, without physics: what an image is laid over."""
+"""The twin's scene as a camera sees it, without physics: what an image is laid over, or found in."""
 
 import importlib.util
 from pathlib import Path
@@ -9,10 +9,12 @@ import numpy as np
 from deployment import twin_board
 from deployment.twin import Renderer
 from deployment.twin_board import Place
+from deployment.twin_physics import OBJECTS, RECEPTACLES, PhysicsOptions, lay_out
 from vla import graphics
 from vla.errors import SimrealError
 from vla.rig import BoardSize, CameraCalibration
 from vla.tasks import mjcf
+from vla.tasks.put_on_plate import Episode
 
 graphics.choose()  # mujoco reads it at its import
 import mujoco  # noqa: E402
@@ -79,3 +81,39 @@ def _scene(width: int, height: int) -> ElementTree.Element:
     buffer.attrib.update(offwidth=str(width), offheight=str(height))
     mjcf.add_surroundings(world)
     return root
+
+
+class SceneView:
+    """Images of the task's scene as a twin's third-person camera sees it, with the items wherever they are put."""
+
+    def __init__(self, size: int, noise: float = 1.0, seed: int = 0):
+        root = _scene(size, size)
+        world = root.find("worldbody")
+        assert world is not None
+        mjcf.add_slots(world, OBJECTS, RECEPTACLES)
+        self._model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
+        for look in range(mjcf.TABLES):
+            start = self._model.tex_adr[self._model.texture(f"table{look}").id]
+            pixels = mjcf.table_texture(look).reshape(-1)
+            self._model.tex_data[start : start + pixels.size] = pixels
+        self._items = mujoco.MjModel.from_xml_string(mjcf.all_items())
+        self._gl = mujoco.GLContext(size, size)
+        self._gl.make_current()
+        self._renderer = Renderer(self._model, size, size)
+        self._noise, self._random = noise, np.random.default_rng(seed)
+
+    def image(self, episode: Episode, target: tuple[float, float, float] | None, joints: np.ndarray) -> np.ndarray:
+        """RGB `[H, W, 3]` uint8. target: where its object is now, m; None: where it was laid. joints: `[7]` rad."""
+        self._gl.make_current()
+        data = self._renderer.data
+        lay_out(self._model, data, self._items, episode, PhysicsOptions())
+        if target is not None:
+            data.joint("object0_joint").qpos[:3] = target
+        data.qpos[:7], data.qpos[7:9] = joints, 0.04
+        self._renderer.place(data.qpos.copy())
+        image = self._renderer.image("third_person")
+        return np.clip(image + self._random.normal(0.0, self._noise, image.shape) + 0.5, 0, 255).astype(np.uint8)
+
+    def close(self) -> None:
+        self._renderer.close()
+        self._gl.free()

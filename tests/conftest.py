@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ KINDS = {
     "chunk": "trajectory_msgs/msg/MultiDOFJointTrajectory", "decision": "std_msgs/msg/String",
     "policy_node/instruction": "std_msgs/msg/String",
     "franka_node/status": "std_msgs/msg/String", "third_person/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
-    "wrist/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
+    "wrist/image_raw/compressed": "sensor_msgs/msg/CompressedImage", "twin_node/time": "sensor_msgs/msg/TimeReference",
 }  # fmt: skip
 Edit = Callable[[str, float, dict[str, Any]], dict[str, Any] | None]
 
@@ -78,18 +78,20 @@ def record() -> Callable[..., Path]:
     """record(folder, policy, seconds, number, edit=...): an episode in which the policy acted, as it is recorded.
 
     The observations are made without the assembler, as the simulator makes them. edit(topic, s since the beginning,
-    message): another message in its place, or None for none.
+    message): another message in its place, or None for none. pace: of a twin, simulated over passed time.
+    attached: more attachments, name -> text.
     """
     return recorded
 
 
 def recorded(folder: Path, policy: Policy, seconds: float = 3.0, number: int = 1, close: bool = True,
-             edit: Edit = lambda topic, since, message: message, **known: Any) -> Path:  # fmt: skip
+             edit: Edit = lambda topic, since, message: message, pace: float | None = None,
+             attached: Mapping[str, str] = {}, **known: Any) -> Path:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     info = EpisodeInfo(number, START, "/left", SENTENCE, **known)
     provenance = json.dumps({"commit": "", "config": {}, "seed": policy.provenance.seed, "curve": {}})
-    attached = {"contract.json": policy.contract.to_json(), "provenance.json": provenance}
-    writer = EpisodeWriter(folder, info, attached, reserve_bytes=0)
+    files = {"contract.json": policy.contract.to_json(), "provenance.json": provenance, **attached}
+    writer = EpisodeWriter(folder, info, files, reserve_bytes=0)
     channels = {t: writer.channel(f"/left/{t}", k, message_types.definition(k)) for t, k in KINDS.items()}
     random = np.random.default_rng(number)
 
@@ -116,6 +118,9 @@ def recorded(folder: Path, policy: Policy, seconds: float = 3.0, number: int = 1
         write("current_pose", at + 0.001, **pose(tool, at))
         write("commanded_pose", at + 0.001, **pose(wanted, at))
         write("target_pose", at + 0.001, **pose(wanted, at))
+        if pace is not None:
+            simulated = header(100.0 + pace * tick / 100)["stamp"]
+            write("twin_node/time", at, header=header(at), time_ref=simulated, source="twin")
         if tick % 5:
             continue
         images = {c.name: smooth(random, c.height) for c in policy.contract.cameras}

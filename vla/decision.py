@@ -22,7 +22,8 @@ class DecisionError(CodedError):
 class Decision:
     """instruction, stamps, state: of the observation, as in Observation. chunk: the answer.
 
-    seconds: that the policy took.
+    seconds: that the policy took. late: camera -> s that were taken off its stamps, as calibrated; None if that was
+    not told.
     """
 
     instruction: str
@@ -30,6 +31,7 @@ class Decision:
     state: Mapping[str, np.ndarray]
     chunk: ActionChunk
     seconds: float
+    late: Mapping[str, float] | None = None
 
     @staticmethod
     def of(seen: Observation, chunk: ActionChunk, seconds: float) -> "Decision":
@@ -40,7 +42,7 @@ class Decision:
             "instruction": self.instruction, "stamps": {name: float(stamp) for name, stamp in self.stamps.items()},
             "state": {name: np.asarray(values, np.float64).tolist() for name, values in self.state.items()},
             "actions": np.asarray(self.chunk.actions, np.float64).tolist(), "stamp": float(self.chunk.stamp),
-            "seconds": self.seconds,
+            "seconds": self.seconds, **({} if self.late is None else {"late": dict(self.late)}),
         })  # fmt: skip
 
     @staticmethod
@@ -53,7 +55,9 @@ class Decision:
             if actions.ndim != 2:
                 raise ValueError(f"actions of the shape {actions.shape}")
             chunk = ActionChunk(actions, float(data["stamp"]))
-            return Decision(str(data["instruction"]), stamps, state, chunk, float(data["seconds"]))
+            told = data.get("late")
+            late = None if told is None else {str(camera): float(seconds) for camera, seconds in told.items()}
+            return Decision(str(data["instruction"]), stamps, state, chunk, float(data["seconds"]), late)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             found = f"{type(error).__name__}: {error}"
             remedy = "It was recorded by another release: replay it with that one."

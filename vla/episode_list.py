@@ -29,7 +29,8 @@ class EpisodesConfig:
     do: list; repair closes files that were broken off; label adds a verdict; view writes a page to look at; export
         writes a LeRobot dataset (v3); import reads one.
     path: folder of episodes, or one file; for import the dataset.
-    out: of view the HTML file or a folder for several, of export the dataset, of import the folder of episodes.
+    out: of view the HTML file, a file for Rerun (.rrd), or a folder for several pages; of export the dataset, of
+        import the folder of episodes.
     outcome: list, export: only such episodes; label: the verdict.
     instruction: list, export: only episodes whose instruction has these words.
     where: label: where a failure happened.

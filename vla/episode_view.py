@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vla.episode_list import EpisodesConfig, chosen
 from vla.episode_reader import Episode
+from vla.episode_rerun import events, write
 from vla.errors import CodedError, SimrealError
 from vla.recording import IMAGE, Recording, Track
 from vla.ros_messages import to_seconds
@@ -44,7 +45,8 @@ def contents(recording: Recording) -> dict[str, Any]:
         "title": episode.path.name, "seconds": episode.seconds, "facts": {k: v for k, v in facts.items() if v},
         "cameras": [_camera(recording, name, zero) for name in recording.cameras],
         "plots": [*_motion(recording, zero), _gripper(recording, zero), _delays(recording, zero)],
-        "events": _events(recording, zero), "acting": [begin - zero, end - zero],
+        "events": [{"t": time - zero, "text": text, "bad": bad} for time, text, bad in events(recording)],
+        "acting": [begin - zero, end - zero],
         "labels": [
             {"by": each.by, "outcome": each.outcome, "where": each.where, "note": each.note} for each in episode.labels
         ],
@@ -111,21 +113,6 @@ def _delays(recording: Recording, zero: float) -> dict[str, Any]:
     ]}  # fmt: skip
 
 
-def _events(recording: Recording, zero: float) -> list[dict[str, Any]]:
-    """What franka_node's status became, and every fault that a node has told."""
-    found = [{"t": log - zero, "text": said.data, "bad": said.data in ("fault", "holding")}
-             for log, said in recording.of("franka_node/status")]  # fmt: skip
-    told: dict[str, str] = {}
-    for message, said in recording.episode.decoded("/diagnostics"):
-        for status in said.status:
-            bad = status.level not in (0, b"\x00")
-            if bad and told.get(status.name) != status.message:
-                text = f"{status.name}: {status.message}"
-                found.append({"t": message.log_ns / 1e9 - zero, "text": text, "bad": True})
-            told[status.name] = status.message if bad else ""
-    return sorted(found, key=lambda event: event["t"])
-
-
 def _line(name: str, color: str, times: np.ndarray, values: np.ndarray, thin: bool = False, dots: bool = False
           ) -> dict[str, Any]:  # fmt: skip
     every = max(1, len(times) // POINTS)
@@ -140,22 +127,24 @@ def run(config: EpisodesConfig) -> int:
     found, console, failed = chosen(config), Console(), 0
     if not found:
         raise SimrealError(f"no episodes in {config.path}", code="NO_EPISODES", remedy="Name another folder or file.")
-    single = config.out is not None and config.out.suffix == ".html"
+    single = config.out is not None and config.out.suffix in (".html", ".rrd")
     if single and len(found) > 1:
         raise SimrealError(
-            f"{len(found)} episodes for one page", code="OUT", remedy="Name one episode, or a folder: out=FOLDER."
+            f"{len(found)} episodes for one file", code="OUT", remedy="Name one episode, or a folder: out=FOLDER."
         )
     for file in found:
         out = file.with_suffix(".html") if config.out is None else config.out.expanduser()
         if config.out is not None and not single:
             out = out / f"{file.name.partition('.')[0]}.html"
+        out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            text = page(Episode(file))
+            if out.suffix == ".rrd":
+                write(Episode(file), out)
+            else:
+                out.write_text(page(Episode(file)), encoding="utf-8")
         except CodedError as error:
             console.print(f"left out: {file.name}: {error}", markup=False)
             failed = 1
             continue
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
         console.print(str(out), markup=False)
     return failed

@@ -30,6 +30,9 @@ _CHUNK = (
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "std_msgs/msg/String": ("string data", ()),
     "std_msgs/msg/Header": (_PARTS["std_msgs/Header"], ("builtin_interfaces/Time",)),
+    "sensor_msgs/msg/TimeReference": (
+        "std_msgs/Header header\nbuiltin_interfaces/Time time_ref\nstring source", _STAMPED,
+    ),
     "sensor_msgs/msg/CompressedImage": ("std_msgs/Header header\nstring format\nuint8[] data", _STAMPED),
     "sensor_msgs/msg/JointState": (
         "std_msgs/Header header\nstring[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort", _STAMPED,

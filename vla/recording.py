@@ -6,7 +6,7 @@ out that were answered; without, those that would have been.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from vla.assembler import Assembler, AssemblerConfig, History
+from vla.assembler import Assembler, History
 from vla.contract import BARE_INSTRUCTION, Instruction, PolicyContract
 from vla.decision import Decision
 from vla.episode_reader import Episode
 from vla.episodes import EpisodeError
 from vla.errors import Fault
+from vla.rig import CameraCalibration, read_attachment
 from vla.ros_messages import read_pose, read_width, to_seconds
 from vla.streams import Streams
 from vla.types import Observation, Pose
@@ -80,7 +81,7 @@ class Recording:
         self._prefix = f"{episode.info.namespace.rstrip('/')}/"
         self.cameras = tuple(camera.name for camera in self.contract.cameras)
         topics = [*(f"{name}{IMAGE}" for name in self.cameras), *STATES, "decision", "chunk", "action",
-                  "policy_node/instruction", "franka_node/status"]  # fmt: skip
+                  "policy_node/instruction", "franka_node/status", "twin_node/time"]  # fmt: skip
         self._messages = [
             (message.log_ns / 1e9, message.topic.removeprefix(self._prefix), said)
             for message, said in episode.decoded(*(self._prefix + topic for topic in topics))
@@ -93,12 +94,12 @@ class Recording:
         """The observations that were answered, one for each recorded decision."""
         needed = {(name, d.stamps.get(name)) for _, d in self.decisions for name in self.cameras}
         waiting = deque(self.decisions)
-        feed = _Feed(self.contract)
+        feed, late = _Feed(self.contract, self.late), self.late
         for log, topic, said in self._messages:
             while waiting and log > waiting[0][0] + LATE_S:
                 yield feed.of(waiting.popleft()[1])
             camera = topic.removesuffix(IMAGE)
-            if camera == topic or (camera, to_seconds(said.header.stamp)) in needed:
+            if camera == topic or (camera, to_seconds(said.header.stamp) - late.get(camera, 0.0)) in needed:
                 feed.take(topic, said)
         for _, decision in waiting:
             yield feed.of(decision)
@@ -109,7 +110,7 @@ class Recording:
         Where a camera was silent there is none.
         """
         begin, end = self.acting
-        feed, messages, index = _Feed(self.contract), self._messages, 0
+        feed, messages, index = _Feed(self.contract, self.late), self._messages, 0
         feed.instruction = self.info.instruction
         for tick in range(max(0, round((end - begin) / every_s))):
             time_s = begin + tick * every_s
@@ -117,6 +118,22 @@ class Recording:
                 feed.take(*messages[index][1:])
                 index += 1
             yield Moment(feed.assembler.observation_near(time_s, NEAR_S, feed.instruction), None)
+
+    @cached_property
+    def calibrations(self) -> dict[str, CameraCalibration]:
+        """Of the cameras, as they were when the episode was recorded; empty without a store."""
+        return read_attachment(self.episode.attachments.get("calibration.json"), str(self.episode.path))
+
+    @cached_property
+    def late(self) -> dict[str, float]:
+        """Camera -> s that its stamps come after what they show, which the policy took off.
+
+        As its decisions tell; where they don't, as the calibration that was recorded with the episode.
+        """
+        told = next((decision.late for _, decision in self.decisions if decision.late is not None), None)
+        if told is not None:
+            return dict(told)
+        return {name: found.delay.capture_s for name, found in self.calibrations.items() if found.delay is not None}
 
     @property
     def offered(self) -> PolicyContract:
@@ -151,6 +168,14 @@ class Recording:
     def target(self) -> Track:
         """The smooth and bounded version of that, which the arm was sent."""
         return self._track("target_pose")
+
+    @cached_property
+    def simulated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a twin: times `[N]` s, and the seconds that were simulated by then `[N]`. Empty for an arm."""
+        found = [(to_seconds(said.header.stamp), to_seconds(said.time_ref)) for _, said in self.of("twin_node/time")]
+        times, seconds = np.array(found, np.float64).reshape(-1, 2).T
+        order = np.unique(times, return_index=True)[1]
+        return times[order], seconds[order]
 
     @cached_property
     def widths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -267,10 +292,10 @@ class Recording:
 class _Feed:
     """The way of a message into an observation."""
 
-    def __init__(self, contract: PolicyContract, config: AssemblerConfig | None = None):
+    def __init__(self, contract: PolicyContract, late: Mapping[str, float]):
         self.history = History()
-        self.assembler = Assembler(contract, self.history.at, config)
-        self.streams = Streams(self)
+        self.assembler = Assembler(contract, self.history.at)
+        self.streams = Streams(self, late)
         self.instruction = ""
 
     def image(self, camera: str, stamp: float, image: np.ndarray, encoding: str) -> None:

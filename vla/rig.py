@@ -7,8 +7,10 @@ Frames: a camera's pose is that of its optical frame (x right, y down, z forward
 xyzw. Pixel coordinates count from the centre of the upper left pixel, as OpenCV and ROS do.
 """
 
+import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -274,6 +276,35 @@ def as_calibrated(camera: "Camera", calibration: CameraCalibration) -> "Camera":
         return camera
     age = calibration.age_days()
     return replace(camera, parent=mount.parent, pose=mount.pose, calibration_age_days=age)
+
+
+def attachment(store: Path, cameras: Sequence[str]) -> str:
+    """What a store knows of these cameras, as JSON for a recording."""
+    return json.dumps({name: options.write(Store(store).read(name)) for name in cameras if Store(store).has(name)})
+
+
+def provenance(store: Path, cameras: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Of each camera that the store has: when its oldest part was made, and how exact it is."""
+    found: dict[str, dict[str, object]] = {}
+    for name in cameras:
+        if Store(store).has(name):
+            own = Store(store).read(name)
+            parts = [own.measured, *([own.mount.measured] if own.mount else [])]
+            oldest = max(parts, key=lambda part: part.age_days())
+            error_mm = own.mount.measured.error_mm if own.mount else None
+            found[name] = {"made": oldest.time, "error_px": own.measured.error_px, "error_mm": error_mm}
+    return found
+
+
+def read_attachment(data: bytes | None, where: str) -> dict[str, CameraCalibration]:
+    """Camera -> calibration, of a recording; empty if none was recorded."""
+    if data is None:
+        return {}
+    try:
+        return {str(name): options.read(CameraCalibration, found) for name, found in json.loads(data).items()}
+    except Exception as error:  # of JSON, or the checks
+        remedy = "It was recorded by another release: replay it with that one."
+        raise RigError(Fault("RIG_FILE", f"{where}: calibration.json", "calibrations", str(error), remedy)) from error
 
 
 def now() -> str:

@@ -3,11 +3,13 @@
 A picture, and the same in words. Positions are in the robot base frame, the table top is z = 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vla.rig import CameraCalibration, Intrinsics, Store
 from vla.tasks.put_on_plate import UNSEEN_TABLES, Episode, Placement, Primitive
 
 SIZE = 640  # px, of the longer edge of the picture
@@ -17,20 +19,60 @@ CIRCLE = 24  # corners that stand for a circle
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """A pinhole camera with square pixels. position: m, and rotation_xyzw: of its optical frame in the base frame."""
+    """A camera. position: m, and rotation_xyzw: of its optical frame in the base frame.
+
+    intrinsics: as calibrated; without, a pinhole with square pixels. said: where this is from, in words.
+    """
 
     position: tuple[float, float, float]
     rotation_xyzw: tuple[float, float, float, float]
     fov_y_deg: float
+    intrinsics: Intrinsics | None = None
+    said: str = "nominal camera: its pose is the protocol's, not calibrated"
 
     def project(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
         """Points `[N, 3]` m in the base frame -> `[N, 2]` px; nan behind the camera."""
         from scipy.spatial.transform import Rotation  # takes a while
 
         inside = (np.asarray(points) - self.position) @ Rotation.from_quat(self.rotation_xyzw).as_matrix()
+        if self.intrinsics is not None:
+            return _distorted(inside, self.intrinsics.scaled(width, height))
         focal = height / 2 / np.tan(np.deg2rad(self.fov_y_deg) / 2)
         depth = np.where(inside[:, 2] > 1e-3, inside[:, 2], np.nan)[:, None]
         return focal * inside[:, :2] / depth + [(width - 1) / 2, (height - 1) / 2]
+
+
+def seen_from(nominal: Viewpoint, store: Path | None, camera: str) -> Viewpoint:
+    """The camera as the store has it; the nominal one, which says why, where there is nothing to take."""
+    if store is None:
+        return nominal
+    if not Store(store).has(camera):
+        return replace(nominal, said=f"nominal camera: {store} has no calibration of {camera}")
+    found = Store(store).read(camera)
+    if found.mount is None:
+        return replace(nominal, said=f"nominal camera: the calibration of {camera} has no pose")
+    if found.mount.parent != "base":
+        return replace(nominal, said=f"nominal camera: {camera} moves with the tool")
+    return calibrated(found)
+
+
+def calibrated(found: CameraCalibration) -> Viewpoint:
+    """A camera that stands beside the robot."""
+    assert found.mount is not None
+    pose, days = found.mount.pose, found.age_days()
+    said = f"camera as calibrated, {days:.1f} days ago"
+    return Viewpoint(pose.translation_m, pose.rotation_xyzw, found.intrinsics.fov_y_deg, found.intrinsics, said)
+
+
+def _distorted(inside: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
+    """Points `[N, 3]` in the optical frame -> `[N, 2]` px, with the lens's distortion."""
+    import cv2  # takes a while
+
+    before = inside[:, 2] > 1e-3
+    ahead = np.where(before[:, None], inside, [0.0, 0.0, 1.0])[:, None]
+    project = cv2.fisheye.projectPoints if intrinsics.model == "fisheye" else cv2.projectPoints
+    pixels, _ = project(ahead, np.zeros(3), np.zeros(3), intrinsics.matrix, intrinsics.coefficients)
+    return np.where(before[:, None], pixels.reshape(-1, 2), np.nan)
 
 
 def outlines(placement: Placement) -> list[np.ndarray]:
@@ -72,6 +114,8 @@ def draw(image: np.ndarray, episode: Episode, view: Viewpoint) -> Image.Image:
             place = float(middle[0]), min(lowest + 10, picture.height - 10.0)
             name = placement.item.name
             pen.text(place, name, fill=color, font=font, anchor="mm", stroke_width=2, stroke_fill="black")
+    corner = 6.0, picture.height - 6.0
+    pen.text(corner, view.said, fill="white", font=font, anchor="lb", stroke_width=2, stroke_fill="black")
     return picture
 
 

@@ -42,7 +42,8 @@ def render(trials: Trials, found: Mapping[str, Any]) -> str:
         f"<p>On the {html.escape(where)}. {state}; {len(found['faulted'])} with a fault were repeated, "
         f"{found['interrupted']} interrupted; somebody helped in {found['interventions']}, which count as failures. "
         f"Calibration: {html.escape(found['calibration'])}. Commit {html.escape(commit)}.</p>",
-        _rates(found), _comparisons(found), _failures(found), _times(found), _gap(found), _faults(found),
+        _detector(found), _rates(found), _comparisons(found), _failures(found), _times(found), _gap(found),
+        _faults(found),
         _clips(trials),
         "<p><small>Rates with 95% Wilson intervals. Differences over scenes that both checkpoints played, with a 95% "
         "bootstrap interval; exact two-sided p-values of McNemar's test, not corrected for several comparisons. "
@@ -51,6 +52,15 @@ def render(trials: Trials, found: Mapping[str, Any]) -> str:
     body = "\n".join(part for part in parts if part)
     head = f'<meta charset="utf-8"><title>Trials</title><style>{STYLE}</style>'
     return f'<!DOCTYPE html><html lang="en">{head}{body}</html>'
+
+
+def _detector(found: Mapping[str, Any]) -> str:
+    entry = found["detector"]
+    if entry is None:
+        return ""
+    sure = entry["trials"] - entry["unsure"]
+    return f"<p>The camera's detector agrees with the verdict in {entry['agreed']} of {sure} trials; in " \
+           f"{entry['unsure']} more it could not tell. Verdicts are what counts.</p>"  # fmt: skip
 
 
 def _rates(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from vla import options
 from vla.comparison import mmrv, paired, pearson, rates, spearman
 from vla.errors import SimrealError
+from vla.rig import Measured
 from vla.trial_log import FILE, Played, parse, replayed
 from vla.trial_protocol import Protocol, Slot, baseline, read_key, schedule
 
@@ -27,7 +29,7 @@ class Trials:
                 f"there are no trials in {folder}", code="TRIALS_MISSING", remedy="Name a folder of `vla trials`."
             )
         header, events = parse(file.read_text(encoding="utf-8"), file)
-        self.folder, self.header = folder, header
+        self.folder, self.header, self.events = folder, header, events
         self.protocol = options.read(Protocol, header["protocol"])
         self.slots = schedule(self.protocol, header["checkpoints"])
         self.names = dict(sorted(read_key(folder).checkpoints.items()))
@@ -72,11 +74,50 @@ def results(trials: Trials, sim: Mapping[str, Any] | None = None, calibration: s
         "interrupted": sum(not p.ended for p in trials.played),
         "interventions": sum(bool(p.label and p.label["intervention"]) for p in trials.scored.values()),
         "protocol": trials.header["protocol"], "use_sim": trials.header["use_sim"], "twin": trials.header["twin"],
-        "calibration": calibration or "not known", **trials.account,
+        "detector": _detected(trials), "calibration": calibration or calibrated(trials.events), **trials.account,
     }  # fmt: skip
     if sim:
         found["gap"] = gap(trials, sim)
     return found
+
+
+def _detected(trials: Trials) -> dict[str, int] | None:
+    """How often a camera's detector said what was judged, without help; None if there was none."""
+    seen = [(p.found["camera"]["success"], (p.label or {}).get("outcome") == "success")
+            for p in trials.scored.values() if p.found.get("camera")]  # fmt: skip
+    if not seen:
+        return None
+    sure = [(said, judged) for said, judged in seen if said is not None]
+    return {"trials": len(seen), "unsure": len(seen) - len(sure), "agreed": sum(a == b for a, b in sure)}
+
+
+def calibrated(events: Sequence[Mapping[str, Any]]) -> str:
+    """How old each camera's calibration was when a trial began, in words."""
+    ages: dict[str, list[float]] = {}
+    errors: dict[str, str] = {}
+    present: Mapping[str, Any] | None = None
+    without = told = 0
+    for event in events:
+        if event["event"] == "session":
+            present = event["calibration"]
+        elif event["event"] == "begin" and present is not None:
+            told += 1
+            without += not present
+            for camera, found in present.items():
+                made = Measured(found["made"], "", 0, 0.0)
+                ages.setdefault(camera, []).append(made.age_days(datetime.fromtimestamp(event["at"], timezone.utc)))
+                exact = [f"{found['error_px']:.2g} px"]
+                exact += [f"{found['error_mm']:.2g} mm"] if found["error_mm"] is not None else []
+                errors[camera] = ", ".join(exact)
+    if not told:
+        return "not known"
+    parts = [
+        f"{camera} {min(days):.1f}" + f" to {max(days):.1f}" * (max(days) - min(days) > 0.05)
+        + f" days old ({errors[camera]})" for camera, days in ages.items()
+    ]  # fmt: skip
+    if without:
+        parts.append("none" if without == told else f"none in {without} of {told} trials")
+    return "; ".join(parts)
 
 
 def _policy(trials: Trials, letter: str) -> dict[str, Any]:

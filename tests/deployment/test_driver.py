@@ -1,5 +1,7 @@
 """The driver on the twin: real franky, real franky-sim. What moves the arm, and everything that must stop it."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -277,6 +279,35 @@ def test_no_arm_is_an_error_at_once(robot: ArmConfig) -> None:
         driver.open()
     assert caught.value.code == "ROBOT_UNREACHABLE"
     driver.close()
+
+
+def test_an_arm_that_went_silent_after_another_fault_is_there_again_after_the_reset(robot: ArmConfig) -> None:
+    """As on a machine that stands still for seconds: first the cameras are missed, then the connection is lost."""
+    sleeper = TwinProcess(TwinConfig(initial_joints=robot.home))
+    rig = Rig(sleeper.address, robot)
+    try:
+        rig.live(0.2)
+        rig.driver.start()
+        rig.live(0.2)
+        rig.wait("fault")  # no chunk came, or no camera
+        fault = rig.driver.supervisor.fault
+        assert fault is not None and fault.code != "ROBOT_SILENT"
+        os.kill(sleeper.process.pid or 0, signal.SIGSTOP)
+        time.sleep(4.0)
+        os.kill(sleeper.process.pid or 0, signal.SIGCONT)
+        end = time.monotonic() + 15
+        while True:  # as a conductor does it
+            try:
+                assert fault.code in rig.driver.reset()
+                break
+            except SimrealError:
+                assert time.monotonic() < end, "it is not there again"
+                time.sleep(0.1)
+        rig.live(0.3)
+        assert rig.driver.start() == "the policy acts"
+    finally:
+        rig.driver.close()
+        sleeper.stop()
 
 
 def test_an_arm_that_goes_silent_is_a_fault(robot: ArmConfig) -> None:

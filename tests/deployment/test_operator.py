@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployment.operator import OperatorError, Run, Session, verdict
+from deployment.operator import Detect, OperatorError, Run, Session, verdict
 from deployment.operator_terminal import operate
+from vla.detector import Detection, by_colour, load
 from vla.episodes import Label
 from vla.errors import SimrealError
 from vla.scene_picture import Viewpoint
+from vla.tasks.put_on_plate import Episode
 from vla.trial_log import FILE, TrialLog
 from vla.trial_protocol import Protocol, Slot, View, schedule
 
@@ -67,10 +69,10 @@ class Arm:
 
 
 @contextmanager
-def session(folder: Path, arm: Arm, automatic: bool = False) -> Iterator[Session]:
+def session(folder: Path, arm: Arm, automatic: bool = False, detect: Detect | None = None) -> Iterator[Session]:
     """A session that is driven, until the block is left."""
     with TrialLog(folder, HEADER) as log:
-        made = Session(log, SLOTS, arm, 1.0, automatic)
+        made = Session(log, SLOTS, arm, 1.0, automatic, detect)
         driver = threading.Thread(target=made.drive, daemon=True)
         driver.start()
         try:
@@ -106,6 +108,36 @@ def test_trial_after_trial_until_all_are_scored(tmp_path: Path, until: Until) ->
     assert [p.success for p in played.played] == [True, False, True, True] and played.played[1].label is not None
     assert played.played[1].label["by"] == "anna" and played.played[0].recording == "episode_000001.mcap"
     played.close()
+
+
+def test_what_a_camera_says_is_a_suggestion_and_the_operator_overrules_it(tmp_path: Path, until: Until) -> None:
+    arm, widths = Arm(Run(0.5, width_m=0.08)), []
+
+    def detect(before: np.ndarray, after: np.ndarray, scene: Episode, width_m: float | None) -> Detection:
+        assert before.shape == after.shape == (64, 64, 3) and scene.objects
+        widths.append(width_m)
+        return Detection(True, 0.012, "12 mm from the goal's centre")
+
+    with session(tmp_path, arm, detect=detect) as made:
+        made.claim("anna", ME)
+        do(made, "begin", until)
+        for label in (SUCCESS, GRASP):
+            do(made, "ready", until)
+            assert until(lambda: made.stage == "judging")
+            assert made.state()["seen"] == "the camera: success (12 mm from the goal's centre)"
+            do(made, "label", until, label)
+        assert until(lambda: made.stage == "laying") and not made.state()["seen"]
+    assert widths == [0.08, 0.08]
+    with TrialLog(tmp_path, HEADER) as log:
+        assert [p.success for p in log.played] == [True, False]  # the second one is overruled
+        assert [p.found["camera"]["success"] for p in log.played] == [True, True]
+
+
+def test_a_detector_is_named_by_module_and_function() -> None:
+    assert load("vla.detector:by_colour") is by_colour
+    for name in ("vla.detector:nothing", "no.such.module:f", "by_colour"):
+        with pytest.raises(SimrealError, match="DETECTOR"):
+            load(name)
 
 
 def test_a_verdict_is_taken_back(tmp_path: Path, until: Until) -> None:

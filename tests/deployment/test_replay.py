@@ -15,8 +15,10 @@ from deployment.replay_command import ReplayConfig
 from vla.contract import ContractError
 from vla.episode_reader import Episode
 from vla.errors import SimrealError
+from vla.message_types import header
 from vla.policy import Policy
 from vla.recording import Recording
+from vla.rig import CameraCalibration, Delay, Intrinsics, Measured, Store, attachment
 
 Record = Callable[..., Path]
 
@@ -103,6 +105,46 @@ def test_a_camera_that_was_away_for_a_while_is_counted(tmp_path: Path, policy: P
 
     found = play(Recording(Episode(record(tmp_path, policy, edit=away))), policy)
     assert found.decisions == 10 and found.missing == 3 and found.actions_equal == 7
+
+
+LATE = 0.06  # s: of a camera whose driver stamps an image when it arrives
+
+
+@pytest.mark.parametrize("told", ["by the decision", "by the calibration", "by nobody"])
+def test_the_delay_of_a_camera_that_the_policy_took_off_is_taken_off_again(
+    tmp_path: Path, policy: Policy, record: Record, told: str
+) -> None:
+    def stamped(seconds: float) -> tuple[dict[str, Any], float]:
+        late = header(seconds + LATE)
+        stamp = late["stamp"]
+        return late, float(stamp["sec"]) + 1e-9 * float(stamp["nanosec"]) - LATE
+
+    def delayed(topic: str, since: float, message: dict[str, Any]) -> dict[str, Any]:
+        if topic.startswith("wrist"):
+            stamp = message["header"]["stamp"]
+            message["header"], _ = stamped(stamp["sec"] + 1e-9 * stamp["nanosec"])
+        elif topic == "decision":
+            data = json.loads(message["data"])
+            _, data["stamps"]["wrist"] = stamped(data["stamps"]["wrist"])
+            message["data"] = json.dumps({**data, **({"late": {"wrist": LATE}} if told == "by the decision" else {})})
+        return message
+
+    found = Measured("2026-11-26T08:00:00+00:00", "a test", 1, 0.1)
+    delay = Delay(LATE, (LATE, LATE), 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), found)
+    Store(tmp_path / "rig").write(
+        CameraCalibration("wrist", Intrinsics.from_fov(64, 64, 60.0), found, delay=delay)
+    )
+    kept = {"calibration.json": attachment(tmp_path / "rig", ["third_person", "wrist"])}
+    file = record(tmp_path, policy, edit=delayed, attached=kept if told == "by the calibration" else {})
+    recording = Recording(Episode(file))
+    replayed = play(recording, policy)
+    assert replayed.has_decisions and replayed.decisions == 10
+    if told == "by nobody":
+        assert not recording.late and replayed.missing == 10
+        return
+    assert recording.late == {"wrist": LATE} and not replayed.missing
+    assert replayed.observations_equal == replayed.actions_equal == 10 and replayed.greatest == 0.0
+    assert replayed.chunks_equal == replayed.chunks == 10
 
 
 def test_a_state_that_was_not_recorded_costs_one_decision(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,39 @@ def test_rates_differences_and_failures(folder: Path) -> None:
     text = page.read_text()
     assert "&lt;REFLEX&gt;" in text and "<REFLEX>" not in text
     assert json.loads((folder / "report.json").read_text())["calibration"] == "not known"
+
+
+def test_the_age_of_the_calibration_is_that_at_the_trials(folder: Path) -> None:
+    file = folder / "trials.jsonl"
+    header, *events = [json.loads(line) for line in file.read_text().splitlines()]
+    made = datetime(2026, 11, 1, tzinfo=timezone.utc)
+    for day, event in enumerate(events):
+        event["at"] = made.timestamp() + 86400 * (2 + (day > 5))
+    told = {"third_person": {"made": made.isoformat(), "error_px": 0.214, "error_mm": 0.83}}
+    session = {"event": "session", "at": events[0]["at"], "calibration": told}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (header, session, *events)))
+    page, found = write(folder)
+    assert found["calibration"] == "third_person 2.0 to 3.0 days old (0.21 px, 0.83 mm)"
+    assert "Calibration: third_person 2.0 to 3.0 days old" in page.read_text()
+    bare = {"event": "session", "at": events[9]["at"], "calibration": {}}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (header, session, *events[:9], bare, *events[9:])))
+    assert "none in " in write(folder)[1]["calibration"]
+    assert write(folder, calibration="by hand")[1]["calibration"] == "by hand"
+
+
+def test_how_often_the_camera_agrees_with_the_verdict(folder: Path) -> None:
+    assert write(folder)[1]["detector"] is None
+    file = folder / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    said = iter([None, *[True] * 100])
+    for line in lines:
+        if line.get("event") == "end" and not line["fault"]:
+            line["found"] = {"camera": {"success": next(said), "distance_m": 0.0, "said": ""}}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page, found = write(folder)
+    judged = [line["label"]["outcome"] == "success" for line in lines if line.get("event") == "label"]
+    assert found["detector"] == {"trials": 40, "unsure": 1, "agreed": sum(judged[1:])}
+    assert "agrees with the verdict in" in page.read_text()
 
 
 def test_the_gap_to_the_simulator(folder: Path, tmp_path: Path) -> None:

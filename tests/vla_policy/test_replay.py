@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from deployment import replay_command
 from deployment.replay_command import ReplayConfig
 from vla.episode_reader import Episode
+from vla.recording import Recording
+from vla.rig import CameraCalibration, Delay, Intrinsics, Measured, Store
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -20,11 +23,15 @@ def test_replaying_what_the_node_recorded_gives_its_actions_bit_for_bit(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", os.environ.get("ROS_DOMAIN_ID", str(100 + os.getpid() % 100)))
-    folder = tmp_path / "episodes"
+    folder, store = tmp_path / "episodes", tmp_path / "rig"
+    made = Measured("2026-11-26T08:00:00+00:00", "a test", 1, 0.1)
+    late = Delay(0.06, (0.0, 0.1), 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), made)
+    for camera, delay in (("third_person", None), ("wrist", late)):
+        Store(store).write(CameraCalibration(camera, Intrinsics.from_fov(64, 64, 60.0), made, delay=delay))
     given = {
         # A machine that is busy must not keep the policy from answering.
-        "policy_node": {"checkpoint": bundle, "limit_s": 5.0, "tolerance_s": 0.3},
-        "recorder_node": {"checkpoint": bundle, "folder": folder, "reserve_mb": 0},
+        "policy_node": {"checkpoint": bundle, "limit_s": 5.0, "tolerance_s": 0.3, "calibration": store},
+        "recorder_node": {"checkpoint": bundle, "folder": folder, "reserve_mb": 0, "calibration": store},
     }
     nodes = []
     try:
@@ -43,6 +50,12 @@ def test_replaying_what_the_node_recorded_gives_its_actions_bit_for_bit(
             node.wait(20)
     (file,) = folder.glob("*.mcap")
     recorded = Episode(file).counts["/left/decision"]
+    recording = Recording(Episode(file))
+    assert recording.late == {"third_person": 0.0, "wrist": 0.06} and recording.decisions[0][1].late is not None
+    assert sorted(recording.calibrations) == ["third_person", "wrist"]
+    recording.decisions = [(log, replace(decision, late=None)) for log, decision in recording.decisions]
+    del recording.late
+    assert recording.late == {"wrist": 0.06}  # as the calibration in the file has it
     out = tmp_path / "replay.json"
     assert replay_command.run(ReplayConfig(folder, [bundle], out=out)) == 0
     (entry,) = json.loads(out.read_text())["checkpoints"]
@@ -50,5 +63,5 @@ def test_replaying_what_the_node_recorded_gives_its_actions_bit_for_bit(
     # A message may be lost between processes on a busy machine; what was seen and answered is recorded with the chunk.
     assert entry["missing"] <= 1 and entry["observations_equal"] >= entry["decisions"] - entry["missing"] - 1
     assert entry["actions_equal"] == entry["decisions"] - entry["missing"] and entry["greatest_difference"] == 0.0
-    assert entry["chunks_equal"] == entry["chunks"] >= entry["decisions"] - 1 - entry["missing"]
+    assert entry["chunks_equal"] == entry["chunks"] >= 0.9 * entry["decisions"]  # of those the newest one counts
     assert out.with_suffix(".png").stat().st_size > 10_000

@@ -75,7 +75,7 @@ def nodes(arguments: Mapping[str, str]) -> list[NodeSpec]:
     if given["record"]:
         recorder = {
             "folder": _writable(given["record"]), "cameras": cameras, "checkpoint": given["checkpoint"],
-            "contract": given["contract"],
+            "contract": given["contract"], "calibration": given["calibration"],
         }  # fmt: skip
         found.append(NodeSpec("recorder_node", recorder))
     return found

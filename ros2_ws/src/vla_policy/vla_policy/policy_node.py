@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ class PolicyNode(ManagedNode):
         self._chunks.publish(messages.chunk_message(waypoints, read(self, "arm_id")))
 
     def _tell(self, decision: Decision) -> None:
-        self._decisions.publish(String(data=decision.to_json()))
+        self._decisions.publish(String(data=replace(decision, late=self._late).to_json()))
 
     def _due(self, message: Header) -> None:
         if self._inference is not None:

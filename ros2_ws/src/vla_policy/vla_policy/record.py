@@ -23,6 +23,7 @@ class RecordConfig:
     folder: where the episodes are written; it is made if it is not there.
     checkpoint: bundle that acts, whose contract and provenance go into every file; or contract.
     contract: a contract.json, where the checkpoint lies on another machine.
+    calibration: store of the cameras' calibrations, which go into every file.
     namespace: of the graph.
     cameras: names of the cameras.
     transport: which topic of a camera is read: raw, or compressed, as the camera's driver compresses.
@@ -32,6 +33,7 @@ class RecordConfig:
     folder: Path
     checkpoint: Path | None = None
     contract: Path | None = None
+    calibration: Path | None = None
     namespace: str = ""
     cameras: list[str] = field(default_factory=lambda: ["third_person", "wrist"])
     transport: Literal["raw", "compressed"] = "raw"
@@ -44,7 +46,8 @@ def command_line(config: RecordConfig) -> list[str]:
         raise SimrealError(
             "nobody says what acts", code="NO_CHECKPOINT", remedy="Pass checkpoint=BUNDLE, or contract=FILE."
         )
-    paths = {name: value for name in ("folder", "checkpoint", "contract") if (value := getattr(config, name))}
+    names = ("folder", "checkpoint", "contract", "calibration")
+    paths = {name: value for name in names if (value := getattr(config, name))}
     given = {name: str(value.expanduser().absolute()) for name, value in paths.items()}
     choices = {"cameras": config.cameras, "transport": config.transport, "images": config.images}
     return graph.command_line(sys.executable, graph.NodeSpec("recorder_node", {**given, **choices}), config.namespace)

@@ -17,13 +17,13 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.task import Future
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, TimeReference
 from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from deployment.recorder import Recorder, Stream
-from vla import schema
+from vla import rig, schema
 from vla.contract import PolicyContract
 from vla.episodes import EpisodeError, Label
 from vla.errors import Fault, SimrealError
@@ -42,6 +42,7 @@ PARAMETERS = (
     Parameter("checkpoint", "", "Checkpoint that acts, whose contract and provenance go into every file; or contract.",
               fixed=False),
     Parameter("contract", "", "A contract.json, where the checkpoint lies on another machine."),
+    Parameter("calibration", "", "Store of the cameras' calibrations, which go into every file; empty: none."),
     CAMERAS,
     Parameter("transport", "raw", "Which topic of a camera is read.", choices=("raw", "compressed")),
     Parameter("images", "auto", "How raw images are compressed: png without loss; auto: png up to 256 x 256 pixels.",
@@ -131,6 +132,7 @@ class RecorderNode(ManagedNode):
             Topic("policy_node/instruction", String, latched, self._on_instruction),
             Topic("franka_node/status", String, latched, self._on_status),
             Topic("twin_node/success", Bool, latched, self._on_success),
+            Topic("twin_node/time", TimeReference, state),
             Topic("/diagnostics", DiagnosticArray, _deep(50, ReliabilityPolicy.RELIABLE), self._on_diagnostics),
         ]
 
@@ -155,6 +157,8 @@ class RecorderNode(ManagedNode):
         provenance = Path(folder).expanduser() / "provenance.json"
         if folder and provenance.is_file():
             found["provenance.json"] = provenance.read_text(encoding="utf-8")
+        if read(self, "calibration"):
+            found["calibration.json"] = rig.attachment(Path(read(self, "calibration")), read(self, "cameras"))
         return found
 
     def _take(self, index: int, react: Callable[[bytes], None] | None, message: bytes) -> None:

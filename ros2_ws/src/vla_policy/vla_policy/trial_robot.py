@@ -11,7 +11,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
 from deployment.operator import Run
@@ -44,7 +44,9 @@ class TrialRobot:
         self._set = {name: node.create_client(SetParameters, f"{name}/set_parameters") for name in self._nodes}
         self._instruction = node.create_publisher(String, "policy_node/instruction", messages.LATCHED)
         self._image: Image | None = None
+        self._width: float | None = None  # of the gripper, m
         node.create_subscription(Image, f"{camera}/image_raw", self._on_image, messages.SENSOR)
+        node.create_subscription(JointState, "joint_states", self._on_joints, messages.SENSOR)
         self._files: set[str] = set()
 
     def use(self, letter: str) -> None:
@@ -85,10 +87,10 @@ class TrialRobot:
         self._files = self._names()
         success, seconds, fault = self._conductor.act(limit_s, stopped)
         if not self._twin:
-            return Run(seconds, fault)
+            return Run(seconds, fault, width_m=self._width)
         verdict = json.loads(self._conductor.demand("twin_node/judge"))
         where = "" if success else verdict["where"] or "place"  # on the plate only after the time was over
-        return Run(seconds, fault, success, where, verdict["distance_m"])
+        return Run(seconds, fault, success, where, verdict["distance_m"], self._width)
 
     def label(self, label: Label) -> None:
         self._conductor.tell(label)
@@ -114,3 +116,7 @@ class TrialRobot:
 
     def _on_image(self, message: Image) -> None:
         self._image = message
+
+    def _on_joints(self, message: JointState) -> None:
+        if any("finger" in name for name in message.name):
+            self._width = messages.read_width(message)

@@ -10,14 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from deployment.operator import Session
+from deployment.operator import Detect, Session
 from deployment.operator_terminal import operate
 from vla import options
 from vla.cli import Command
 from vla.contract import PolicyContract
+from vla.detector import load
 from vla.errors import SimrealError
 from vla.results import commit, machine, write_json
-from vla.scene_picture import Viewpoint
+from vla.rig import provenance
+from vla.scene_picture import Viewpoint, seen_from
 from vla.trial_log import TrialLog
 from vla.trial_protocol import Protocol, digest, draw_key, read_protocol, schedule
 from vla_policy.conductor import Conductor
@@ -46,6 +48,10 @@ class TrialsConfig:
     namespace: of all nodes and topics.
     cameras: names of the cameras.
     record: whether every trial is recorded, in out/episodes.
+    detector: MODULE:FUNCTION that says from the operator's camera whether a trial succeeded, such as
+        vla.detector:by_colour; the operator sees it and judges. Empty: none.
+    calibration: store of the cameras' calibrations: the operator's picture is drawn for the camera as it stands, the
+        report tells the age, and the policy's contract is checked against it.
     """
 
     protocol: Path
@@ -63,6 +69,8 @@ class TrialsConfig:
     namespace: str = ""
     cameras: list[str] = field(default_factory=lambda: ["third_person", "wrist"])
     record: bool = True
+    detector: str = ""
+    calibration: Path | None = None
 
 
 def run(config: TrialsConfig) -> int:
@@ -75,6 +83,10 @@ def run(config: TrialsConfig) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     out = config.out.expanduser().absolute()
     with TrialLog(out, header(config, protocol, checkpoints)) as log:
+        store = config.calibration.expanduser().absolute() if config.calibration else None
+        log.add("session", calibration=provenance(store, config.cameras) if store else {})
+        view = _viewpoint(protocol, store)
+        detect = detection(config.detector, view)
         key = draw_key(out, checkpoints)
         slots = schedule(protocol, len(checkpoints))
         record = out / "episodes" if config.record else None
@@ -82,13 +94,13 @@ def run(config: TrialsConfig) -> int:
         deployed = DeployConfig(
             checkpoint=Path(key.checkpoints[first]), use_sim=config.use_sim, robot_ip=config.robot_ip,
             namespace=config.namespace, arm_id=config.arm_id, cameras=config.cameras, start=False, twin=config.twin,
-            record=record, logs=out / "logs", trials=int(config.use_sim),  # no stop on success
+            record=record, calibration=store, logs=out / "logs", trials=int(config.use_sim),  # no stop on success
         )  # fmt: skip
         with running(deployed) as made, Conductor(config.namespace, made.ended, twin=config.use_sim) as conductor:
             robot = TrialRobot(conductor, key.checkpoints, first, protocol.view.camera, record, config.use_sim)
             conductor.wait_until_up()
-            session = Session(log, slots, robot, protocol.limit_s, operator == "twin")
-            _conduct(config, operator, session, _viewpoint(protocol), out)
+            session = Session(log, slots, robot, protocol.limit_s, operator == "twin", detect)
+            _conduct(config, operator, session, view, out)
         Console().print(f"{session.done} of {len(slots)} trials are scored; `vla report trials={config.out}`")
         _account(out, conductor)
         return 0 if session.done == len(slots) else 1
@@ -136,9 +148,17 @@ def header(config: TrialsConfig, protocol: Protocol, checkpoints: list[Path]) ->
     }  # fmt: skip
 
 
-def _viewpoint(protocol: Protocol) -> Viewpoint:
+def detection(name: str, view: Viewpoint) -> Detect | None:
+    """The detector of this name for a camera; None without one."""
+    if not name:
+        return None
+    detector = load(name)
+    return lambda before, after, scene, width_m: detector(before, after, scene, view, width_m)
+
+
+def _viewpoint(protocol: Protocol, store: Path | None) -> Viewpoint:
     view = protocol.view
-    return Viewpoint(view.position, view.rotation_xyzw, view.fov_y_deg)
+    return seen_from(Viewpoint(view.position, view.rotation_xyzw, view.fov_y_deg), store, view.camera)
 
 
 def _conduct(config: TrialsConfig, operator: str, session: Session, view: Viewpoint, out: Path) -> None:

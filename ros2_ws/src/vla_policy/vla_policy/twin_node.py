@@ -7,7 +7,7 @@ from threading import Thread
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -21,6 +21,7 @@ from vla_policy.parameters import Parameter, declare, read
 from vla_policy.robot import arm_config
 
 JUDGE_HZ = 10.0
+TIME_HZ = 50.0
 PRESETS = {"nominal": TwinConfig(), "shifted": SHIFTED}
 PARAMETERS = (
     Parameter("preset", "nominal", "Physics and cameras; shifted differs from what the policy was trained on.",
@@ -72,6 +73,7 @@ class TwinNode(Node):
         self._address = self.create_publisher(String, "robot_address", messages.LATCHED)
         self._instruction = self.create_publisher(String, "policy_node/instruction", messages.LATCHED)
         self._success = self.create_publisher(Bool, "~/success", messages.LATCHED)
+        self._time = self.create_publisher(TimeReference, "~/time", sensor)
         self._stop = self.create_client(Trigger, "franka_node/stop")
         self._succeeded: bool | None = None
         for name, request in (("lay_out", self._lay_out), ("judge", self._judge)):
@@ -79,6 +81,7 @@ class TwinNode(Node):
         Thread(target=self._run, daemon=True).start()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_timer(1 / JUDGE_HZ, self._watch)
+        self.create_timer(1 / TIME_HZ, self._tell_time)
         self.create_timer(1.0, self._diagnose)
 
     def close(self) -> None:
@@ -140,6 +143,15 @@ class TwinNode(Node):
         message = DiagnosticArray(status=[messages.status_message(name, "twin", None, values)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+
+    def _tell_time(self) -> None:
+        """How much was simulated by when: on a busy machine that is less than what has passed."""
+        if self._twin is None:
+            return
+        stamp, simulated = self._twin.times
+        message = TimeReference(time_ref=messages.to_time(simulated), source="twin")
+        message.header.stamp = messages.to_time(stamp)
+        self._time.publish(message)
 
     def _tell(self, success: bool) -> None:
         self._succeeded = success
