@@ -279,10 +279,16 @@ class Line:
             self.sending = [self.relay.grant.remote(*given, self.weights()) for given in self.granted.values()]
 
     def close(self) -> None:
-        """The relay of a host that is lost has nothing to tidy up."""
         self._closing.set()
-        if self._thread.is_alive():
+        if not self.failure and self._thread.ident is not None:
             self._thread.join(CLOSE_S)
         if not self.failure and not self._thread.is_alive():
             ray.wait([self.relay.close.remote()], timeout=CLOSE_S)
+        self.cut()
+
+    def cut(self) -> None:
+        """The relay of a host that is lost has nothing to tidy up."""
+        self._closing.set()
         ray.kill(self.relay)
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
