@@ -157,7 +157,12 @@ def test_whoever_follows_a_worker_waits_until_the_policy_has_done_with_it(hosts:
     policy = relay.status.row("policy worker 1")
     policy.turn_to(Doing.DECIDING)
     relay.board["forwards"][1] = 8
-    forwards = relay.forget(1)
+    relay.grant(1, 20, 0, 0)
+    forwards = relay.forget(1, 22)
+    relay.grant(2, 21, 3, 0)  # was on its way to the one that is gone
+    assert relay.board["grant"][:, 0].tolist() == [0, 22, 22] and relay.lanes[2].wait(0) is None
+    relay.grant(2, 23, 1, 0)
+    assert relay.board["grant"][2].tolist() == [23, 1, 0]
     assert forwards == 8 and (relay.board["asked"] == relay.board["answered"]).all()
     began = time.monotonic()
     relay.leave(1, forwards)
