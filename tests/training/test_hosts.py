@@ -425,16 +425,6 @@ def test_a_node_that_answers_slowly_is_not_lost_and_one_that_is_silent_is(
         made.close()
 
 
-@pytest.mark.slow
-def test_learners_of_the_asynchronous_schedule_are_where_the_command_is(
-    session: list[Node], checkpoint: Path
-) -> None:
-    algorithm, placement = PPOConfig(minibatches=2), PlacementConfig(schedule="asynchronous", learners=1)
-    here, other = session
-    with pytest.raises(EngineError, match=f"has its learners on the node of the command, not on {other.name}"):
-        placements.plan(checkpoint, "point_env:make", SETTINGS, 8, DECISIONS, algorithm, placement, FULL, [other, here])
-
-
 @pytest.mark.parametrize(("address", "what"), [("there", "is no address"), ("127.0.0.1:1", "does not answer")])
 def test_a_cluster_that_is_not_there_is_an_error_in_words(address: str, what: str) -> None:
     with pytest.raises(ClusterError, match=what) as caught:

@@ -201,7 +201,7 @@ class Asynchronous(Engine):
         for node in [node for node in self.watches if node not in self.hosts.alive]:
             line = self.watches.pop(node)
             assert isinstance(line, Line)
-            line.close()
+            line.cut()
         return set(gone)
 
     def _replace(self, name: str, why: str) -> set[str]:

@@ -78,7 +78,8 @@ def man(placement: "PlacementConfig", nodes: Sequence[Node]) -> Crew:
     """The processes of a placement on the GPUs and processors of these nodes.
 
     Device d of a placement is the dth GPU, counted through all nodes. Raises SeatError for devices that are not there,
-    for components that would be in each other's way, and for nodes that lack what the environments need.
+    for components that would be in each other's way, for nodes that lack what the environments need, and for learners
+    of the asynchronous schedule that the driver's dispatcher does not reach.
     """
     gpus = [Place(number, gpu) for number, node in enumerate(nodes) for gpu in range(node.gpus)]
     alike = len({node.gpus for node in nodes}) == 1
@@ -94,6 +95,13 @@ def man(placement: "PlacementConfig", nodes: Sequence[Node]) -> Crew:
         hosts = sorted({place.node for place in environments})
         policies = [Place(host) for host in hosts for _ in range(placement.policy_workers)]
     learners = [gpus[device] for device in seats.learner] or [Place(0)] * placement.learners
+    elsewhere = [nodes[place.node].name for place in learners if not nodes[place.node].is_here]
+    if placement.schedule == "asynchronous" and elsewhere:
+        raise SeatError(
+            f"the asynchronous schedule has its learners on the node of the command, not on {elsewhere[0]}",
+            code="PLACEMENT_NODES", remedy=f"Give the command on {elsewhere[0]}, name other devices for the learners, "
+            "or choose the synchronous schedule.",
+        )  # fmt: skip
     return Crew(tuple(environments), tuple(policies), tuple(learners))
 
 

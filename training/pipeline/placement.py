@@ -199,14 +199,6 @@ def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node
                 f"{workers} environment workers{where} can't be split over {policies} policy workers", code="PLACEMENT",
                 remedy="Raise environment_workers, or lower policy_workers or the GPUs of the policy.",
             )  # fmt: skip
-    if placement.schedule == "synchronous":
-        return
-    if elsewhere := [nodes[place.node].name for place in crew.learners if not nodes[place.node].is_here]:
-        raise EngineError(
-            f"the asynchronous schedule has its learners on the node of the command, not on {elsewhere[0]}",
-            code="PLACEMENT", remedy=f"Give the command on {elsewhere[0]}, name other devices for the learners, or "
-            "choose the synchronous schedule.",
-        )  # fmt: skip
 
 
 def _check_stages(

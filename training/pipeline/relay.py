@@ -138,7 +138,10 @@ class Relay:
     def starting(self, rows: Sequence[str]) -> None:
         self.watch.starting(rows)
 
-    def forget(self, worker: int) -> int:
+    def forget(self, worker: int, turns: int) -> int:
+        """As the watch does; grants of the first so many turns that are still on their way come too late."""
+        with self._granting:
+            self.board["grant"][list(self.sitting.environments[worker]), 0] = turns
         return self.watch.forget(worker)
 
     def leave(self, worker: int, forwards: int) -> None:
@@ -209,14 +212,8 @@ class Line:
         self.hung = {}
 
     def forget(self, worker: int) -> int:
-        """Its last grants have arrived or never will: none may reach whoever comes next."""
-        with self._lock:
-            sending = list(self.sending)
-            for lane in self.sitting.environments[worker]:
-                self.granted.pop(lane, None)
-        if sending:
-            ray.wait(sending, num_returns=len(sending), timeout=self.patience)
-        forwards: int = self._ask(self.relay.forget.remote(worker))
+        """The dispatcher has discarded its lanes: no grant up to now may reach whoever comes next."""
+        forwards: int = self._ask(self.relay.forget.remote(worker, self.dispatcher.turns))
         return forwards
 
     def leave(self, worker: int, forwards: int) -> None:
@@ -279,10 +276,16 @@ class Line:
             self.sending = [self.relay.grant.remote(*given, self.weights()) for given in self.granted.values()]
 
     def close(self) -> None:
-        """The relay of a host that is lost has nothing to tidy up."""
         self._closing.set()
-        if self._thread.is_alive():
+        if not self.failure and self._thread.ident is not None:
             self._thread.join(CLOSE_S)
         if not self.failure and not self._thread.is_alive():
             ray.wait([self.relay.close.remote()], timeout=CLOSE_S)
+        self.cut()
+
+    def cut(self) -> None:
+        """The relay of a host that is lost has nothing to tidy up."""
+        self._closing.set()
         ray.kill(self.relay)
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)

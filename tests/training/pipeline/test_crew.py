@@ -55,6 +55,17 @@ def test_processors_of_all_nodes_or_some_or_those_with_a_simulator() -> None:
     assert nodes_of(seated(policy_workers=2, environment_workers=6).policies) == [0, 0, 1, 1, 2, 2]
 
 
+def test_lanes_are_on_all_nodes_and_ask_a_policy_worker_of_theirs() -> None:
+    crew = seated(schedule="asynchronous", environment_workers=6, lanes=2, policy_workers=2, learners=1)
+    assert nodes_of(crew.environments) == nodes_of(crew.policies) == [0, 0, 1, 1, 2, 2]
+    assert [crew.policy_of(i) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    on_gpus = seated([replace(A, is_here=True), B], schedule="asynchronous", policy="1-2", learner="0")
+    assert on_gpus.learners == (Place(0, 0),) and on_gpus.policies == (Place(0, 1), Place(1, 0))
+    with pytest.raises(SeatError, match=r"has its learners on the node of the command, not on 10\.0\.0\.2") as caught:
+        seated(schedule="asynchronous", policy="1-2", learner="0")
+    assert "Give the command on 10.0.0.2" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
