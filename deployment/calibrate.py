@@ -13,7 +13,7 @@ from rich.table import Table
 
 from calibration import alignment, checking, handeye, intrinsics, pictures
 from calibration import board as boards
-from calibration.detection import View, detect, matched
+from calibration.detection import DetectionError, View, detect, matched
 from calibration.diagnosis import diagnose
 from calibration.rigid import distance, inverse
 from calibration.samples import Mode, prepare
@@ -324,7 +324,11 @@ def _draw(config: CalibrateConfig, session: Session, residuals: np.ndarray) -> N
 
 
 def _seen(image: np.ndarray, board: BoardSize) -> View:
-    return detect(image, board, "aligned image")
+    try:
+        return detect(image, board, "aligned image")
+    except DetectionError as error:  # so far off that it isn't in the image: the score says so
+        CONSOLE.print(f"no known points: {error.faults[0]}")
+        return View(np.zeros(0, int), np.zeros((0, 2)))
 
 
 def _lens(stored: CameraCalibration, session: Session) -> Intrinsics:

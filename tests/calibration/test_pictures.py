@@ -17,7 +17,8 @@ def test_an_error_to_the_right_is_an_arrow_to_the_right() -> None:
     (away,) = pictures.errors([view], [pose], shifted, BOARD)
     assert np.allclose(away, [2.0, 0.0], atol=1e-6)
     drawn = pictures.residuals([view], [away], shifted)
-    red = (drawn[..., 0].astype(int) > drawn[..., 1] + 60)[:440]
+    shown = drawn.astype(int)
+    red = (shown[..., 0] > shown[..., 1] + 60)[:440]
     columns = np.flatnonzero(red.any(0))
     assert abs(columns.min() - view.corners[:, 0].min()) < 4
     assert abs(columns.max() - (view.corners[:, 0].max() + pictures.ARROW_PX)) < 4

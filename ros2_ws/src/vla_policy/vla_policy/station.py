@@ -30,6 +30,7 @@ STALE_S = 0.06  # between the image and the nearest pose
 KEPT_S = 60.0  # of poses
 ROWS, STEP_S, CHUNK_S = 20, 0.05, 0.1  # of a chunk, and between chunks
 REST_S, REST_M, REST_RAD = 0.5, 2e-4, 1e-3  # a tool that moves less in this time is at rest
+REST_POSES = 5  # that are needed to tell
 ARRIVE_S = 8.0  # after the way's end, until it has to be
 AVERAGED_S = 0.1  # of poses around an image
 RAMP = 0.5  # periods, in which a sinusoid grows
@@ -49,18 +50,17 @@ class StationROS(Client):
         self._poses: deque[tuple[float, Pose]] = deque()
         self._commanded: deque[tuple[float, Pose]] = deque()
         self._joints = np.zeros(7)
-        self._width = 0.08
+        self._width, self._spread = 0.08, 0.0  # m; the latter how far the tool moved of late
         self._where: Callable[[float], Pose] | None = None
         self._source = f"{socket.gethostname()}:{os.getpid()}"
         node, sensor = self.node, messages.SENSOR
         node.create_subscription(Image, f"{camera}/image_raw", self._on_image, sensor)
         node.create_subscription(PoseStamped, "current_pose", lambda m: self._on_pose(self._poses, m), sensor)
-        node.create_subscription(PoseStamped, "commanded_pose", lambda m: self._on_pose(self._commanded, m), sensor)
         node.create_subscription(JointState, "joint_states", self._on_joints, sensor)
         if drives:
             self._chunks = node.create_publisher(MultiDOFJointTrajectory, "chunk", messages.COMMAND)
             self._life = node.create_publisher(DiagnosticStatus, "policy_status", sensor)
-            node.create_timer(0.02, self._beat)
+            node.create_timer(0.05, self._beat)
             node.create_timer(CHUNK_S, self._send)
         self.spin()
 
@@ -146,7 +146,8 @@ class StationROS(Client):
                 )  # fmt: skip
             if time.monotonic() > end:
                 raise SimrealError(
-                    f"the arm does not come to rest within {ARRIVE_S:g} s ({self.status})", code="NO_REST",
+                    f"the arm does not come to rest within {ARRIVE_S:g} s ({self.status}): its tool still moves by "
+                    f"{1e3 * self._spread:.1f} mm in {REST_S:g} s", code="NO_REST",
                     remedy="See what shakes it. The twin shakes where other work keeps its machine from real time.",
                 )  # fmt: skip
             time.sleep(0.05)
@@ -160,6 +161,8 @@ class StationROS(Client):
             away = amplitude_m * min(1.0, periods / RAMP) * np.sin(2 * np.pi * periods)
             return Pose(centre.position + np.array([0.0, away, 0.0]), centre.rotation)
 
+        node, sensor = self.node, messages.SENSOR
+        node.create_subscription(PoseStamped, "commanded_pose", lambda m: self._on_pose(self._commanded, m), sensor)
         self._where = where
         time.sleep(1.5 / frequency_hz)  # until it has grown and settled
         with self._changed:
@@ -194,13 +197,14 @@ class StationROS(Client):
         self._chunks.publish(messages.chunk_message(rows, self._arm_id))
 
     def _rests(self) -> bool:
-        now = self._poses[-1][0] if self._poses else 0.0
-        recent = [p for t, p in list(self._poses) if t > now - REST_S]
-        if len(recent) < 10 or now - self._poses[0][0] < REST_S:
-            return False
-        spread = np.ptp([p.position for p in recent], axis=0).max()
+        poses = list(self._poses)
+        times = [t for t, _ in poses if t > poses[-1][0] - REST_S]
+        if len(times) < REST_POSES or times[-1] - times[0] < 0.7 * REST_S or time.time() - times[-1] > REST_S:
+            return False  # too little is known
+        recent = [p for _, p in poses[-len(times) :]]
+        self._spread = float(np.ptp([p.position for p in recent], axis=0).max())
         turn = (Rotation.from_quat(recent[0].rotation) * Rotation.from_quat(recent[-1].rotation).inv()).magnitude()
-        return bool(spread < REST_M and turn < REST_RAD)
+        return bool(self._spread < REST_M and turn < REST_RAD)
 
     def _on_image(self, message: Image) -> None:
         arrival, stamp = time.time(), messages.to_seconds(message.header.stamp)
