@@ -134,7 +134,7 @@ def test_maniskill(rig: Store, camera: str, rendering: Callable[..., Any]) -> No
     base, grip = (pose.sp.to_transformation_matrix() for pose in (native.agent.robot.pose, native.agent.tcp.pose))
     assert np.linalg.norm(base[:3, 3]) > 0.1  # its world is not the robot's frame
     tool = inverse(base) @ grip
-    points = POINTS + [0.08, 0.0, 0.05]  # before the arm
+    points = POINTS + np.array([0.08, 0.0, 0.05])  # before the arm
     if camera == "wrist":
         points = tool[:3, 3] + POINTS - POINTS.mean(0) - [0.0, 0.0, 0.05]
     builder = native.scene.create_actor_builder()

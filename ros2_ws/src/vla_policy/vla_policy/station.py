@@ -56,6 +56,7 @@ class StationROS(Client):
         node, sensor = self.node, messages.SENSOR
         node.create_subscription(Image, f"{camera}/image_raw", self._on_image, sensor)
         node.create_subscription(PoseStamped, "current_pose", lambda m: self._on_pose(self._poses, m), sensor)
+        node.create_subscription(PoseStamped, "commanded_pose", lambda m: self._on_pose(self._commanded, m), sensor)
         node.create_subscription(JointState, "joint_states", self._on_joints, sensor)
         if drives:
             self._chunks = node.create_publisher(MultiDOFJointTrajectory, "chunk", messages.COMMAND)
@@ -145,9 +146,10 @@ class StationROS(Client):
                     remedy="Remove the cause and call ~/reset_fault, then run the same command again.",
                 )  # fmt: skip
             if time.monotonic() > end:
+                moves = f"its tool still moves by {1e3 * self._spread:.1f} mm in {REST_S:g} s"
+                why = "its poses come too seldom to tell" if np.isnan(self._spread) else moves
                 raise SimrealError(
-                    f"the arm does not come to rest within {ARRIVE_S:g} s ({self.status}): its tool still moves by "
-                    f"{1e3 * self._spread:.1f} mm in {REST_S:g} s", code="NO_REST",
+                    f"the arm does not come to rest within {ARRIVE_S:g} s ({self.status}): {why}", code="NO_REST",
                     remedy="See what shakes it. The twin shakes where other work keeps its machine from real time.",
                 )  # fmt: skip
             time.sleep(0.05)
@@ -161,8 +163,6 @@ class StationROS(Client):
             away = amplitude_m * min(1.0, periods / RAMP) * np.sin(2 * np.pi * periods)
             return Pose(centre.position + np.array([0.0, away, 0.0]), centre.rotation)
 
-        node, sensor = self.node, messages.SENSOR
-        node.create_subscription(PoseStamped, "commanded_pose", lambda m: self._on_pose(self._commanded, m), sensor)
         self._where = where
         time.sleep(1.5 / frequency_hz)  # until it has grown and settled
         with self._changed:
@@ -200,7 +200,8 @@ class StationROS(Client):
         poses = list(self._poses)
         times = [t for t, _ in poses if t > poses[-1][0] - REST_S]
         if len(times) < REST_POSES or times[-1] - times[0] < 0.7 * REST_S or time.time() - times[-1] > REST_S:
-            return False  # too little is known
+            self._spread = float("nan")  # too little is known
+            return False
         recent = [p for _, p in poses[-len(times) :]]
         self._spread = float(np.ptp([p.position for p in recent], axis=0).max())
         turn = (Rotation.from_quat(recent[0].rotation) * Rotation.from_quat(recent[-1].rotation).inv()).magnitude()
