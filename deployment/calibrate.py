@@ -11,11 +11,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from calibration import alignment, checking, handeye, intrinsics
+from calibration import alignment, checking, handeye, intrinsics, pictures
 from calibration import board as boards
-from calibration.detection import View, detect
+from calibration.detection import DetectionError, View, detect, matched
 from calibration.diagnosis import diagnose
-from calibration.rigid import distance
+from calibration.rigid import distance, inverse
 from calibration.samples import Mode, prepare
 from deployment import calibration_run as runs
 from deployment import twin_board
@@ -203,7 +203,10 @@ def _intrinsics(config: CalibrateConfig, stations: Stations) -> int:
     made = CameraCalibration(config.camera, lens, measured, None, delay, serial, config.target)
     if before and before.mount:
         CONSOLE.print("the camera's pose has to be found again: `vla calibrate handeye`")
-    CONSOLE.print(f"{store.write(made)}, {picture}")
+    used = [session.views[number] for number in found.used]
+    boards_seen = [intrinsics.board_pose(lens, v.corners, matched(v, config.target)) for v in used]
+    _draw(config, session, pictures.residuals(used, pictures.errors(used, boards_seen, lens, config.target), lens))
+    CONSOLE.print(f"{store.write(made)}; {picture}, views.png, residuals.png")
     return 0
 
 
@@ -227,6 +230,9 @@ def _handeye(config: CalibrateConfig, stations: Stations) -> int:
         f"{config.camera}: +- {found.translation_mm:.2f} mm, {found.rotation_deg:.3f} deg; views held out "
         f"{found.held_out_px:.2f} px, {found.held_out_mm:.2f} mm"
     )
+    where = inverse(found.camera) @ seen.chain @ found.board
+    away = pictures.errors(seen.views, list(where), lens, config.target)
+    _draw(config, session, pictures.residuals(seen.views, away, lens))
     CONSOLE.print(f"{told.kind}: {told.text}. {told.remedy}")
     if told.kind != "good":
         CONSOLE.print("not written to the store")
@@ -309,8 +315,20 @@ def _align(config: CalibrateConfig, stations: Stations) -> int:
     return 0
 
 
+def _draw(config: CalibrateConfig, session: Session, residuals: np.ndarray) -> None:
+    """The views with what was found in them, and how well that fits."""
+    config.pictures.mkdir(parents=True, exist_ok=True)
+    images = [session.image(number) for number in range(len(session.taken))]
+    Image.fromarray(pictures.sheet(images, session.views)).save(config.pictures / "views.png")
+    Image.fromarray(residuals).save(config.pictures / "residuals.png")
+
+
 def _seen(image: np.ndarray, board: BoardSize) -> View:
-    return detect(image, board, "aligned image")
+    try:
+        return detect(image, board, "aligned image")
+    except DetectionError as error:  # so far off that it isn't in the image: the score says so
+        CONSOLE.print(f"no known points: {error.faults[0]}")
+        return View(np.zeros(0, int), np.zeros((0, 2)))
 
 
 def _lens(stored: CameraCalibration, session: Session) -> Intrinsics:

@@ -20,7 +20,7 @@ from vla.errors import SimrealError
 from vla.rig import BoardSize, Delay, Intrinsics, Measured, now
 
 NEW_PX = 20.0  # a view counts as new, if its corners are so far from those of every other, on average
-TRIES = 3  # images at a pose
+TRIES = 3  # images at a pose, and poses in a row at which the arm does not rest
 Tell = Callable[[str], None]
 
 
@@ -55,10 +55,19 @@ class Station(Protocol):
 def views_at(station: Station, poses: Iterable[Pose], session: Session, board: BoardSize, wanted: int, tell: Tell
              ) -> None:  # fmt: skip
     """Drive to poses until the session has `wanted` views."""
+    restless = 0
     for pose in poses:
         if len(session.taken) >= wanted:
             return
-        station.go(pose)
+        try:
+            station.go(pose)
+        except SimrealError as error:
+            restless += 1
+            if error.code != "NO_REST" or restless == TRIES:
+                raise
+            tell(f"passed over: {error.args[0]}")
+            continue
+        restless = 0
         taken = _look(station, board, tell)
         if taken is not None:
             session.add(*taken)
@@ -166,7 +175,14 @@ def _look(station: Station, board: BoardSize, tell: Tell) -> tuple[Taken, np.nda
             if attempt == TRIES - 1:
                 tell(f"passed over: {error.faults[0]}")
             continue
-        return Taken(view, station.tool(stamp), station.joints(), stamp), image
+        try:
+            tool = station.tool(stamp)
+        except SimrealError as error:  # a gap in the poses, if the next image has one
+            if error.code != "STALE_POSE" or attempt == TRIES - 1:
+                raise
+            tell(f"another image: {error}")
+            continue
+        return Taken(view, tool, station.joints(), stamp), image
     return None
 
 

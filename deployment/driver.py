@@ -258,7 +258,8 @@ class Driver:
         if status == "running":
             self._held, self._rested, self._settled = False, 0.0, 0.0
             wanted = self._executor.reference(now + self.tick)
-            self._target, self._commanded = slew.follow(wanted, dt), wanted.pose
+            self._target = slew.follow(wanted, dt)
+            self._commanded = self._executor.reference_then(now + self.tick).pose
         else:
             self._target = slew.brake(dt, self._target.gripper_open)
             if _at_rest(self._target):

@@ -4,7 +4,8 @@ Three ways, so that they can be compared:
 
 - `asynchronous`: the next chunk is inferred while the arm moves. A chunk is placed in time by the capture time of its
   observation; rows whose time has passed are dropped, and the rest joins the running reference with continuous
-  position and velocity.
+  position and velocity. An arm that follows later than the one in training is told earlier, by `lead_s`; a row whose
+  time to be told has passed is dropped, too (docs/decisions/0013).
 - `plain`: inferred while the arm moves, too, but executed from its first row on when it arrives, wherever the arm is.
 - `synchronous`: the arm executes a chunk, stops, looks, waits for the next.
 
@@ -34,6 +35,8 @@ class ExecutorConfig:
     execute: rows of a chunk after which the next one is to take over.
     blend_s: longest time in which a new chunk takes over.
     delay_s: from an observation's capture to the chunk's arrival, as long as nothing has been measured.
+    lead_s: of asynchronous motion: how long before a chunk wants the tool somewhere the arm is told so. The gripper is
+        not told earlier: it doesn't wait for the arm.
     dwell_s: time for which the tool waits where the gripper opens or closes. A hand takes longer than a simulator's
         fingers, and a policy that has learnt with those moves on at once. 0 for a policy that waits by itself.
     """
@@ -43,11 +46,16 @@ class ExecutorConfig:
     blend_s: float = 0.15
     delay_s: float = 0.1
     dwell_s: float = 0.4
+    lead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lead_s < 0:
+            raise ValueError(f"lead_s is {self.lead_s:g}: expected 0 or more, nothing holds back an arm that is early")
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What became of a chunk. dropped: rows whose time had passed. delay_s: from capture to arrival."""
+    """What became of a chunk. dropped: rows whose time to be told had passed. delay_s: from capture to arrival."""
 
     dropped: int
     rows: int
@@ -74,12 +82,16 @@ class Delay:
 
 
 class Executor:
-    """See the module's docstring. Starts holding `pose` with the gripper as told."""
+    """See the module's docstring. Starts holding `pose` with the gripper as told.
+
+    Curves run in the chunks' own time, in which the arm is told at `now` what is wanted at `now + lead`.
+    """
 
     def __init__(self, action: ActionSemantics, pose: Pose, gripper_open: bool, now: float,
                  config: ExecutorConfig | None = None):  # fmt: skip
         self.action, self.config = action, config or ExecutorConfig()
         self.step_s = 1.0 / action.rate_hz
+        self.lead_s = self.config.lead_s if self.config.mode == "asynchronous" else 0.0  # others begin on arrival
         self.delay = Delay(self.config.delay_s)
         self._past: deque[tuple[float, Curve]] = deque()
         self.hold(pose, gripper_open, now)
@@ -93,11 +105,12 @@ class Executor:
         self._begin(Curve(still), now, still.times[-1])
 
     def reference(self, now: float) -> Reference:
-        """Where the tool is to be at `now`."""
-        return self._past[-1][1].at(now)
+        """What to tell the arm at `now`."""
+        told = self._past[-1][1].at(now + self.lead_s)
+        return replace(told, gripper_open=self.reference_then(now).gripper_open) if self.lead_s else told
 
     def reference_then(self, time: float) -> Reference:
-        """Where the tool was to be at a time within the last seconds: what an observation of then has to say."""
+        """Where the tool was wanted at a time within the last seconds: what an observation of then has to say."""
         for begun, curve in reversed(self._past):
             if begun <= time:
                 return curve.at(time)
@@ -108,10 +121,10 @@ class Executor:
         curve = self._past[-1][1]
         if self.config.mode == "synchronous":
             return curve.end
-        return self._next - self.delay.quantile(0.9)
+        return self._next - self.lead_s - self.delay.quantile(0.9)
 
     def waypoints(self, chunk: ActionChunk) -> Waypoints:
-        """A chunk of delta actions as poses, from where the tool was to be when its observation was captured."""
+        """A chunk of delta actions as poses, from where the tool was wanted when its observation was captured."""
         return integrate(chunk, self.reference_then(chunk.stamp).pose, self.step_s)
 
     def accept(self, waypoints: Waypoints, now: float) -> Arrival:
@@ -132,15 +145,16 @@ class Executor:
             shifted = self._from_here(waypoints, now)
             self._begin(Curve(shifted), now, shifted.times[last])
             return Arrival(0, rows, delay)
-        dropped = int((waypoints.times[where] <= now).sum())
+        told = now + self.lead_s  # the time that the arm is told of now
+        dropped = int((waypoints.times[where] <= told).sum())
         if dropped < rows:
-            curve, current = Curve(waypoints), self.reference(now)
-            curve.join(now, current, max(self.step_s, min(self.config.blend_s, curve.end - now)))
-            self._begin(curve, now, waypoints.times[last])
+            curve, current = Curve(waypoints), self._past[-1][1].at(told)
+            curve.join(told, current, max(self.step_s, min(self.config.blend_s, curve.end - told)))
+            self._begin(curve, told, waypoints.times[last])
         return Arrival(dropped, rows, delay)
 
     def _begin(self, curve: Curve, now: float, until: float) -> None:
-        """Follow a curve from `now` on; the next one is to take over at `until`."""
+        """Follow a curve from the time `now` on; the next one is to take over at `until`."""
         self._past.append((now, curve))
         self._next = float(until)
         while len(self._past) > 1 and self._past[1][0] < now - HISTORY_S:

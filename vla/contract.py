@@ -79,6 +79,7 @@ class ActionSemantics:
     frame: the frame of translation and rotation, "base" or "tool".
     max_translation, max_rotation: bound of each component per control step, in the units given (joints: max_rotation).
     rate_hz: control steps per second. chunk: actions per decision. arms: of equal size.
+    motion_s: in a policy's contract, how much later than told the arm moved in training, on average; None: not known.
     """
 
     control_mode: Literal["delta_ee", "absolute_ee", "joint", "delta_joint"]
@@ -93,6 +94,7 @@ class ActionSemantics:
     dim: int = 7
     gripper: str = GRIPPER_POLARITY
     arms: int = dataclass_field(default=1, metadata=schema.OPTIONAL)  # files of one arm do not tell it
+    motion_s: float | None = dataclass_field(default=None, metadata=schema.OPTIONAL)
 
     @property
     def grippers(self) -> tuple[int, ...]:
@@ -207,6 +209,8 @@ def _invalid(contract: PolicyContract) -> list[tuple[str, str, str]]:
     ):
         if len(set(names)) != len(names):
             problems.append((kind, "names that occur once", repr(names)))
+    if action.motion_s is not None and not action.motion_s >= 0:
+        problems.append(("action.motion_s", "0 or more", repr(action.motion_s)))
     for camera in contract.cameras:
         if camera.calibration_age_days is not None and camera.calibration_age_days < 0:
             problems.append((f"cameras.{camera.name}.calibration_age_days", "0 or more", "a negative one"))

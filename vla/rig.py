@@ -10,7 +10,7 @@ xyzw. Pixel coordinates count from the centre of the upper left pixel, as OpenCV
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -259,6 +259,11 @@ class Store:
             )
         return calibration
 
+    def motion(self, cameras: Iterable[str]) -> Delay | None:
+        """The newest measurement of the arm's delay that came with one of these cameras'."""
+        found = [delay for name in cameras if self.has(name) and (delay := self.read(name).delay) is not None]
+        return min(found, key=lambda delay: delay.measured.age_days(), default=None)
+
     def write(self, calibration: CameraCalibration) -> Path:
         """As the camera's next revision."""
         folder = self.folder / calibration.camera
@@ -305,6 +310,15 @@ def read_attachment(data: bytes | None, where: str) -> dict[str, CameraCalibrati
     except Exception as error:  # of JSON, or the checks
         remedy = "It was recorded by another release: replay it with that one."
         raise RigError(Fault("RIG_FILE", f"{where}: calibration.json", "calibrations", str(error), remedy)) from error
+
+
+def trained_with(cameras: Sequence["Camera"], stored: Mapping[str, CameraCalibration]) -> tuple["Camera", ...]:
+    """Cameras of a contract, for whoever learns with those of a store: a robot's have to stand as they do."""
+    return tuple(
+        replace(as_calibrated(c, found), fov_y_deg=found.intrinsics.fov_y_deg, calibration_age_days=None)
+        if (found := stored.get(c.name)) is not None else c
+        for c in cameras
+    )  # fmt: skip
 
 
 def now() -> str:

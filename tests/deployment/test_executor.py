@@ -8,8 +8,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from deployment.executor import Executor, ExecutorConfig, Mode, integrate
+from deployment.lead import lead
 from deployment.reference import Curve, Pose, Reference
 from vla.contract import ActionSemantics
+from vla.errors import SimrealError
+from vla.rig import Delay, Measured
 from vla.types import ActionChunk
 
 ACTION = ActionSemantics("delta_ee", "rotvec", "base", 0.02, 0.05, 20.0, 8)
@@ -124,6 +127,65 @@ def test_the_next_chunk_is_asked_for_in_time_for_its_delay() -> None:
     for number in range(10):
         made.delay.add(0.2 + 0.001 * number)
     assert made.due() <= 0.1 and made.due() > 0.08
+
+
+LATE_S = 0.08  # by which an arm moves later than the one in training
+
+
+def test_a_late_arm_is_told_earlier_and_the_policy_sees_what_it_saw_in_training() -> None:
+    """The same chunks: with a lead, everything the arm is told is earlier, and where the tool is wanted is the same."""
+    made, leading = executor(), executor(lead_s=LATE_S)
+    for stamp, seed, delay in ((0.0, 1, 0.03), (0.2, 2, 0.1), (0.4, 3, 0.07)):
+        give(leading, chunk(stamp, seed), stamp + delay)
+        give(made, chunk(stamp, seed), stamp + delay + LATE_S)
+        for now in np.arange(stamp + delay, stamp + delay + 0.09, 0.01):
+            told, wanted = leading.reference(now), made.reference(now + LATE_S)
+            assert np.array_equal(told.pose.position, wanted.pose.position)
+            assert np.array_equal(told.velocity, wanted.velocity)
+    for time in np.arange(0.0, 0.5, 0.01):
+        then, wanted = leading.reference_then(time), made.reference_then(time)
+        assert np.array_equal(then.pose.position, wanted.pose.position)
+    assert leading.waypoints(chunk(0.45)).anchor.position == pytest.approx(made.waypoints(chunk(0.45)).anchor.position)
+
+
+def test_a_lead_drops_rows_that_can_not_be_told_in_time_and_asks_earlier() -> None:
+    made, leading = executor(delay_s=0.1), executor(delay_s=0.1, lead_s=LATE_S)
+    assert give(made, chunk(0.0), 0.06) == 1 and give(leading, chunk(0.0), 0.06) == 2
+    assert leading.due() == pytest.approx(made.due() - LATE_S)
+    late = leading.accept(leading.waypoints(chunk(0.05)), 0.38)  # its last row, 0.45, should have been told
+    assert not late.used and made.accept(made.waypoints(chunk(0.05)), 0.38).used
+
+
+def test_a_lead_does_not_close_the_gripper_before_the_arm_is_there() -> None:
+    actions = chunk(0.0).actions.copy()
+    actions[3:, 6] = 0.0
+    made = executor(lead_s=LATE_S)
+    give(made, ActionChunk(actions, 0.0), 0.04)
+    assert made.reference(0.149).gripper_open and not made.reference(0.151).gripper_open
+
+
+def test_a_lead_is_for_chunks_that_are_placed_in_time() -> None:
+    for mode in ("plain", "synchronous"):
+        made, leading = executor(mode), executor(mode, lead_s=LATE_S)
+        for one in (made, leading):
+            give(one, chunk(0.0), 0.1)
+        assert np.array_equal(made.reference(0.3).pose.position, leading.reference(0.3).pose.position)
+        assert made.due() == leading.due()
+    with pytest.raises(ValueError, match="0 or more"):
+        executor(lead_s=-0.01)
+
+
+def test_the_lead_is_what_the_arm_is_later_than_in_training() -> None:
+    measured = Measured("2026-01-01T00:00:00+00:00", "test", 100, 0.0)
+    late = Delay(0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.12, (0.11, 0.13), measured)
+    trained = replace(ACTION, motion_s=0.07)
+    assert lead(trained, late).seconds == pytest.approx(0.05) and "120 ms" in lead(trained, late).text
+    assert lead(replace(ACTION, motion_s=0.15), late).seconds == 0.0  # an arm that is early waits
+    assert lead(trained, None).seconds == 0.0 and "vla calibrate latency" in lead(trained, None).text
+    assert lead(ACTION, late).seconds == 0.0 and "does not say" in lead(ACTION, late).text
+    with pytest.raises(SimrealError, match="400 ms after a command") as caught:
+        lead(trained, replace(late, motion_s=0.4))
+    assert caught.value.code == "MOTION_DELAY"
 
 
 def test_plain_chunks_begin_on_arrival_with_their_first_row() -> None:

@@ -1,6 +1,7 @@
 """Calibration of the twin through rclpy and franky, against its exact truth; and a policy's view of a moved camera."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,7 +47,7 @@ def truth(camera: str, turn_deg: float = 0.0) -> CameraCalibration:
 def test_a_camera_of_the_twin_is_found_checked_and_aligned(tmp_path: Path, camera: str) -> None:
     common = (f"camera={camera}", f"store={tmp_path}", "use_sim=true")
     store = Store(tmp_path)
-    done = vla("calibrate", "intrinsics", *common, "views=25", seconds=600)
+    done = vla("calibrate", "intrinsics", *common, "views=20", seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     lens, true = store.read(camera).intrinsics, Intrinsics.from_fov(400, 400, FOV[camera])
     assert lens.fx == pytest.approx(true.fx, rel=0.01) and abs(lens.cx - true.cx) < 4
@@ -59,6 +60,10 @@ def test_a_camera_of_the_twin_is_found_checked_and_aligned(tmp_path: Path, camer
     assert metres < 2e-3 and degrees < 0.2
     done = vla("calibrate", "check", *common, seconds=300)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
+    done = vla("calibrate", "align", *common, seconds=300)
+    assert done.returncode == 0 and (tmp_path / camera / "align/align.png").is_file(), done.stdout + done.stderr
+    points = re.search(r"known points ([\d.]+) px", done.stdout)
+    assert points is not None and float(points.group(1)) < 1.0
     turned = truth(camera, 3.0)
     store.write(turned)
     done = vla("calibrate", "check", *common, seconds=300)
@@ -73,21 +78,21 @@ def test_an_injected_delay_is_measured(tmp_path: Path) -> None:
     done = vla("calibrate", "latency", f"store={tmp_path}", "use_sim=true", "delay_s=0.15", seconds=400)
     assert done.returncode == 0, done.stdout + done.stderr
     delay = store.read("third_person").delay
-    assert delay is not None and abs(delay.arrival_s - delay.capture_s - 0.15) < 0.02
+    assert delay is not None and abs(delay.arrival_s - delay.capture_s - 0.15) < 5e-3
     assert delay.arrival_95[0] < delay.arrival_s < delay.arrival_95[1]
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_policy_refuses_a_camera_that_has_moved_and_takes_one_that_has_not(tmp_path: Path, bundle: Path) -> None:
     store = Store(tmp_path / "rig")
     store.write(truth("wrist"))
     store.write(truth("third_person", 3.0))
     words = (f"checkpoint={bundle}", "use_sim=true", f"logs={tmp_path}", f"calibration={store.folder}")
-    done = vla("deploy", *words, seconds=200)
+    done = vla("deploy", *words, seconds=400)
     told = (tmp_path / "policy_node.log").read_text()
     assert done.returncode == 2 and "CAMERA_POSE" in told and "3.0 deg" in told and "Traceback" not in told
     store.write(truth("third_person"))
     out = tmp_path / "trial.json"
-    done = vla("deploy", *words, "trials=1", "trial_s=1", f"out={out}", seconds=200)
+    done = vla("deploy", *words, "trials=1", "trial_s=1", f"out={out}", seconds=400)
     assert done.returncode == 0 and out.is_file(), done.stdout + done.stderr

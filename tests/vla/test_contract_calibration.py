@@ -76,3 +76,12 @@ def test_contracts_written_before_there_were_calibrations_are_read(contract: Pol
     assert old.cameras[0].pose is None and old.cameras[0].fov_y_deg == contract.cameras[0].fov_y_deg
     old.check(contract, "simulator")
     assert PolicyContract.from_json(contract.to_json()) == contract
+
+
+def test_the_arms_delay_in_training_is_told_and_demands_nothing(contract: PolicyContract) -> None:
+    late = replace(contract, action=replace(contract.action, motion_s=0.073))
+    assert PolicyContract.from_json(late.to_json()) == late and "motion_s" not in contract.to_json()
+    late.check(contract, "robot")
+    contract.check(late, "robot")
+    with pytest.raises(ContractError, match="motion_s"):
+        replace(contract, action=replace(contract.action, motion_s=-0.01))

@@ -59,6 +59,19 @@ def test_the_age_is_that_of_the_oldest_part() -> None:
     assert old.age_days() == pytest.approx(10, abs=0.01) and CALIBRATION.age_days() < 0.1
 
 
+def test_the_newest_measurement_of_the_arms_delay_counts(tmp_path: Path) -> None:
+    store, delay = Store(tmp_path), CALIBRATION.delay
+    assert delay is not None and store.motion(["third_person", "wrist"]) is None
+    before = (datetime.now(timezone.utc) - timedelta(days=3)).isoformat()
+    store.write(replace(CALIBRATION, delay=replace(delay, measured=replace(MEASURED, time=before))))
+    store.write(replace(CALIBRATION, camera="wrist", delay=replace(delay, motion_s=0.09)))
+    store.write(replace(CALIBRATION, camera="other", delay=None))
+    for cameras, motion_s in ((["third_person", "wrist", "other"], 0.09), (["third_person", "none"], 0.06)):
+        found = store.motion(cameras)
+        assert found is not None and found.motion_s == motion_s
+    assert store.motion(["other"]) is None
+
+
 def test_transforms_turn_and_shift() -> None:
     pose = Transform((1.0, 2.0, 3.0), (0.0, 0.0, np.sqrt(0.5), np.sqrt(0.5)))
     assert np.allclose(pose.matrix @ [1, 0, 0, 1], [1, 3, 3, 1]) and Transform.from_matrix(pose.matrix) == pose

@@ -96,7 +96,7 @@ def test_the_outcome_is_told_also_when_every_trial_faulted() -> None:
 def test_a_store_is_checked_by_the_policy_and_published() -> None:
     given = {"checkpoint": "/c", "robot_ip": "1", "calibration": "/r"}
     nodes = {n.executable: n.parameters for n in graph.nodes(given)}
-    assert nodes["policy_node"]["calibration"] == nodes["rig_node"]["calibration"] == "/r"
+    assert all(nodes[name]["calibration"] == "/r" for name in ("policy_node", "franka_node", "rig_node"))
     assert "rig_node" not in [n.executable for n in graph.nodes({"checkpoint": "/c", "robot_ip": "1"})]
 
 

@@ -19,6 +19,7 @@ from vla import options
 from vla.adapters import maniskill as adapter
 from vla.contract import PolicyContract
 from vla.errors import SimrealError
+from vla.rig import trained_with
 from vla.tasks.expert import Privileged
 from vla.types import Observation
 
@@ -47,6 +48,7 @@ class ManiSkill:
             config.control_mode, config.chunk, first.env.control_freq, config.max_translation, config.max_rotation
         )
         self.contract: PolicyContract = adapter.maniskill_contract(first.native(), self.semantics, first.fov_y_deg())
+        self.contract = replace(self.contract, cameras=trained_with(self.contract.cameras, first.cameras))
         first.info = None
 
     @torch.inference_mode()

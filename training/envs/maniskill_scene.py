@@ -8,7 +8,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,13 @@ from PIL import Image
 from training.envs.base import GraphicsError
 from vla import options
 from vla.adapters import maniskill as adapter
-from vla.errors import SimrealError
+from vla.errors import Fault, SimrealError
+from vla.rig import CameraCalibration, RigError, Store, Transform
 
 warnings.filterwarnings("ignore", "Failed to find system libvulkan")  # who renders is told by an error
 try:
     import mani_skill.envs  # noqa: F401 - registers the tasks
+    import sapien
     import sapien.render
     from mani_skill.utils.registration import REGISTERED_ENVS
 
@@ -63,6 +65,7 @@ class ManiSkillConfig:
     render_backend: of rgb, cpu or gpu.
     backend: of the physics, cpu or gpu; put-on-plate has cpu only.
     assets: folder of the task's meshes, null for the one that the variable SIMREAL_ASSETS names.
+    calibration: store of a rig (`vla calibrate`): the cameras stand as calibrated; null for ManiSkill's own.
     """
 
     task: str = "PickCube-v1"
@@ -79,8 +82,27 @@ class ManiSkillConfig:
     render_backend: Literal["cpu", "gpu"] = "cpu"
     backend: Literal["cpu", "gpu"] = "cpu"
     assets: Path | None = None
+    calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        can = self.backend == "cpu" and "rgb" in self.obs and self.robot in TOOLS
+        if self.calibration is not None and not can:
+            raise ValueError(f"calibration is for images: obs=rgb, backend=cpu, and a robot of {', '.join(TOOLS)}")
+
+    @property
+    def cameras(self) -> dict[str, CameraCalibration]:
+        """As the store has them, by their role, at the size that is rendered; without those that have no pose."""
+        if self.calibration is None:
+            return {}
+        store = Store(self.calibration.expanduser())
+        found = [store.read(name) for name in store.cameras() if name in adapter.CAMERAS]
+        size = self.image_size
+        return {
+            c.camera: replace(c, intrinsics=c.intrinsics.scaled(size, size)) for c in found if c.mount is not None
+        }
 
 
+TOOLS = {"panda": "panda_hand_tcp", "panda_wristcam": "panda_hand_tcp"}  # robot -> the link that is the tool centre
 DIFFERENCES = ("difference", "dense_difference")
 ONLY = "in_distribution"  # the variant of a task that has no others
 OBS_MODES = {"state": "state_dict", "rgb": "rgb", "rgb+state": "rgb+state"}
@@ -177,10 +199,37 @@ class Scene:
             raise GraphicsError(f"ManiSkill can't render: {error}", code="GRAPHICS", remedy=remedy) from error
         self.suite: Suite | None = self.env if of_suite else None
         self.env._flatten_raw_obs = lambda obs: obs  # the adapter takes them by their names
+        self.cameras = config.cameras if visual else {}
+        for role, camera in self.cameras.items():
+            self._place(adapter.CAMERAS[role], camera)
         self.steps = 0
         self.success = self.failure = False
         self.info: dict[str, Any] | None = None  # of the present state; None before the first episode
         self.seen: dict[str, Any] | None = None  # the present state's observation, once somebody has asked for it
+
+    def _place(self, name: str, camera: CameraCalibration) -> None:
+        """Have every scene from the next one on built with a camera as calibrated."""
+        env, mount, lens = self.env, camera.mount, camera.intrinsics
+        assert mount is not None
+        configs = env._sensor_configs
+        if name not in configs:
+            return  # this robot has none
+        moves = configs[name].mount is not None or configs[name].entity_uid is not None
+        if moves != (mount.parent == "tool"):
+            remedy = "Calibrate it as what it is: mode=eye_to_hand for one that stands, eye_in_hand for one on the arm."
+            what = f"one that hangs on the {mount.parent}"
+            where = f"camera {camera.camera}"
+            raise RigError(Fault("CAMERA_PARENT", where, "a camera as the scene has it", what, remedy))
+        local = sapien_pose(mount.pose)
+        placed = local if moves else env.agent.robot.pose.sp * local
+        # Principal points count from the border of the first pixel here, from its middle in the store.
+        matrix = lens.matrix + np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+        env._custom_sensor_configs[name] = {
+            "pose": [*placed.p.tolist(), *placed.q.tolist()], "fov": None, "intrinsic": matrix, "mount": None,
+            "entity_uid": TOOLS[self.config.robot] if moves else None,
+        }  # fmt: skip
+        if self.suite is not None and not moves:
+            self.suite.see_from(placed, lens)
 
     def _building(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.visual else _unseen()
@@ -256,6 +305,13 @@ class Scene:
         """Field of view of every camera, by its role."""
         configs = self.env._sensor_configs if self.visual else {}
         return {role: math.degrees(fov_y(config)) for role, config in by_role(configs)}
+
+
+def sapien_pose(pose: Transform) -> sapien.Pose:
+    """Of a camera: SAPIEN's look along x, with y to the left and z up, ours along z, with y down."""
+    there = pose.matrix
+    there[:3, :3] = np.stack([there[:3, 2], -there[:3, 0], -there[:3, 1]], 1)
+    return sapien.Pose(there)
 
 
 def fov_y(config: Any) -> float:

@@ -16,13 +16,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from training.envs import tabletop_delays as delays
 from training.envs.base import EpisodeRequest, StepResult
+from training.envs.tabletop_delays import PIECES as PIECES
 from training.envs.tabletop_render import Renderer, blend, mujoco, noise_image
 from training.envs.tabletop_scene import TIMESTEP, robot_scene
 from vla import options
 from vla.adapters import tabletop as adapter
 from vla.contract import PolicyContract
-from vla.rig import CameraCalibration, Store, as_calibrated
+from vla.rig import CameraCalibration, Store, trained_with
 from vla.tasks import mjcf
 from vla.tasks.expert import Privileged
 from vla.tasks.put_on_plate import (
@@ -38,8 +40,6 @@ from vla.tasks.put_on_plate import (
 from vla.types import Observation
 
 SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
-PIECES = 5  # joint targets are interpolated in this many pieces per control step
-PIECE_S = 1.0 / RATE_HZ / PIECES
 NOMINAL_JOINTS = np.array([0.0, 0.05, 0.0, -2.35, 0.0, 2.40, -0.7853])
 IK_DAMPING = 0.03
 GRASP_REWARD = 0.1
@@ -63,8 +63,10 @@ class TabletopConfig:
     max_rotation: bound of a control step in rad, per axis.
     reward: sparse, how much 0.1 grasp + 0.1 held grasp + 1 success have grown; dense adds how much nearer the tool
     came to the object and the grasped object to the goal, which shows sooner what a chunk was worth.
-    calibration: store of a rig (`vla calibrate`): its cameras stand as calibrated, and commands act late by its images'
-    delay; null for the task's own cameras.
+    calibration: store of a rig (`vla calibrate`): its cameras stand as calibrated, and the arm is as late as measured;
+    null for the task's own cameras and delays.
+    delay_spread_s: with a calibration, how far delays are drawn around what was measured, for each episode, in s: that
+    of the arm behind its commands, and that of each camera's image beside the state.
     """
 
     image_size: int = 64
@@ -73,6 +75,11 @@ class TabletopConfig:
     max_rotation: float = 0.05
     reward: Literal["sparse", "dense"] = "sparse"
     calibration: Path | None = None
+    delay_spread_s: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay_spread_s <= 0.1:
+            raise ValueError(f"delay_spread_s is {self.delay_spread_s:g}: expected 0 to 0.1 s")
 
     @property
     def cameras(self) -> list[CameraCalibration]:
@@ -80,7 +87,8 @@ class TabletopConfig:
         if self.calibration is None:
             return []
         store = Store(self.calibration.expanduser())
-        return [store.read(name) for name in store.cameras() if name in adapter.CAMERAS]
+        found = [store.read(name) for name in store.cameras() if name in adapter.CAMERAS]
+        return [replace(c, intrinsics=c.intrinsics.scaled(self.image_size, self.image_size)) for c in found]
 
 
 def _scene_model(objects: int, receptacles: int, cameras: Sequence[CameraCalibration] = ()) -> mujoco.MjModel:
@@ -109,9 +117,8 @@ class _Slot:
         self._own: dict[tuple[int, int], tuple[mujoco.MjModel, mujoco.MjData]] = {}
         self._items = items
         self._config = config
-        late = [camera.delay.arrival_s for camera in config.cameras if camera.delay is not None]
-        pieces = round(max(late) / PIECE_S) if late else None
-        self._delays = (0, 4) if pieces is None else (max(pieces - 1, 0), pieces + 2)  # pieces of a control step
+        self._cameras = config.cameras
+        self._scratch: dict[int, mujoco.MjData] = {}
         self.episode: Episode | None = None
         self.success = False
 
@@ -120,7 +127,7 @@ class _Slot:
         key = (len(episode.objects), len(episode.receptacles))
         if key not in self._own:
             if key not in self._templates:
-                self._templates[key] = _scene_model(*key, self._config.cameras)
+                self._templates[key] = _scene_model(*key, self._cameras)
             model = copy.copy(self._templates[key])
             self._own[key] = (model, mujoco.MjData(model))
         self.model, self.data = self._own[key]
@@ -144,7 +151,9 @@ class _Slot:
         model.actuator_biasprm[:7, 2] *= rng.uniform(0.4, 0.7)  # the asset's damping lags by 0.1 s
         light = rng.uniform(0.85, 1.15)
         model.vis.headlight.ambient[:] = template.vis.headlight.ambient * light
-        self.delay = int(rng.integers(*self._delays))
+        self.late = delays.draw(self._cameras, self._config.delay_spread_s, rng)
+        if self.late.lag_s is not None:
+            model.actuator_biasprm[:7, 2] = model.actuator_biasprm[:7, 1] * self.late.lag_s
         self._tool = model.site("tool").id
         self._target_body = model.body("object0").id
         self._pads = {model.geom("left_finger_pad").id, model.geom("right_finger_pad").id}
@@ -169,7 +178,8 @@ class _Slot:
         data.ctrl[:7] = self.target_joints
         data.ctrl[7] = 255
         self.last_step = np.zeros(3)
-        self.pending = [self.target_joints.copy() for _ in range(self.delay)]
+        self.pending = [self.target_joints.copy() for _ in range(self.late.pieces)]
+        self.past = delays.Past(self.late.oldest, data.qpos)
         mujoco.mj_forward(model, data)
         self.step_count = 0
         self.frame_count = 0
@@ -222,6 +232,7 @@ class _Slot:
             self.pending.append(previous + (self.target_joints - previous) * (piece / PIECES))
             data.ctrl[:7] = self.pending.pop(0)
             mujoco.mj_step(model, data, nstep=SUBSTEPS // PIECES)
+            self.past.add(data.qpos)
         self.step_count += 1
 
     def touching(self) -> tuple[bool, bool]:
@@ -317,9 +328,24 @@ class _Slot:
         x, y, z = self.data.cam_xmat[number].reshape(3, 3).T @ (point - self.data.cam_xpos[number])
         if z > -1e-3:
             return np.full(2, np.nan)
-        scale = np.tan(np.deg2rad(self.model.cam_fovy[number]) / 2)
-        uv = np.array([x, -y]) / (-z * scale)
+        if (sensor := self.model.cam_sensorsize[number]).any():  # as calibrated: the axis may be off the middle
+            focal, off = self.model.cam_intrinsic[number, :2], self.model.cam_intrinsic[number, 2:]
+            uv = 2 * (focal * np.array([x, -y]) / -z - off) / sensor
+        else:
+            uv = np.array([x, -y]) / (-z * np.tan(np.deg2rad(self.model.cam_fovy[number]) / 2))
         return uv if np.abs(uv).max() <= 1.0 else np.full(2, np.nan)
+
+    def earlier(self, pieces: int) -> mujoco.MjData:
+        """Where everything was so many pieces of a control step ago; 0: the present state itself."""
+        if not pieces:
+            return self.data
+        if id(self.model) not in self._scratch:
+            self._scratch[id(self.model)] = mujoco.MjData(self.model)
+        data = self._scratch[id(self.model)]
+        data.qpos[:] = self.past.before(pieces)
+        mujoco.mj_kinematics(self.model, data)
+        mujoco.mj_camlight(self.model, data)
+        return data
 
 
 def _rotation_vector_to_quaternion(result: np.ndarray, vector: np.ndarray) -> None:
@@ -348,22 +374,19 @@ class Tabletop:
             max_rotation=self.config.max_rotation,
             rate_hz=RATE_HZ,
         )
-        self.contract = self._as_calibrated(self.contract)
-        models: dict[tuple[int, int], mujoco.MjModel] = {(2, 1): _scene_model(2, 1, self.config.cameras)}
+        cameras = self.config.cameras
+        self.contract = self._as_calibrated(self.contract, cameras)
+        models: dict[tuple[int, int], mujoco.MjModel] = {(2, 1): _scene_model(2, 1, cameras)}
         items = mujoco.MjModel.from_xml_string(mjcf.all_items())
         self.slots = [_Slot(models, items, self.config) for _ in range(num_envs)]
         self._renderer: Renderer | None = None
         self._spectator: Renderer | None = None
 
-    def _as_calibrated(self, contract: PolicyContract) -> PolicyContract:
-        """What is trained with the store's cameras demands them."""
-        stored = {camera.camera: camera for camera in self.config.cameras}
-        cameras = [
-            replace(as_calibrated(c, stored[c.name]), fov_y_deg=stored[c.name].intrinsics.fov_y_deg,
-                    calibration_age_days=None) if c.name in stored else c
-            for c in contract.cameras
-        ]  # fmt: skip
-        return replace(contract, cameras=tuple(cameras))
+    def _as_calibrated(self, contract: PolicyContract, found: Sequence[CameraCalibration]) -> PolicyContract:
+        """What is trained with the store's cameras demands them; and what is trained knows how late its arm was."""
+        stored = {camera.camera: camera for camera in found}
+        action = replace(contract.action, motion_s=delays.trained_s(found, self.config.delay_spread_s))
+        return replace(contract, cameras=trained_with(contract.cameras, stored), action=action)
 
     def reset(self, index: int, request: EpisodeRequest) -> None:
         self.slots[index].reset(sample_episode(request.seed, request.variant))
@@ -412,14 +435,14 @@ class Tabletop:
         assert episode is not None
         images = {name: self._image(slot, name) for name in ("third_person", "wrist")}
         slot.frame_count += 1
-        quaternion = np.zeros(4)
-        mujoco.mju_mat2Quat(quaternion, slot.data.site_xmat[slot._tool])
+        quaternion, seen = np.zeros(4), slot.earlier(slot.late.state)
+        mujoco.mju_mat2Quat(quaternion, seen.site_xmat[slot._tool])
         native = {
             **images,
-            "eef_pos": slot.data.site_xpos[slot._tool].copy(),
+            "eef_pos": seen.site_xpos[slot._tool].copy(),
             "eef_quat_wxyz": quaternion,
             "commanded_pos": slot.command_position.copy(),
-            "gripper_width": slot.gripper_width(),
+            "gripper_width": float(seen.qpos[7] + seen.qpos[8]),
             "time": slot.data.time,
         }
         return adapter.observation(native, episode.instruction)
@@ -429,14 +452,15 @@ class Tabletop:
         assert episode is not None
         if self._renderer is None:
             self._renderer = Renderer(slot.model, self.config.image_size)
-        image = self._renderer.image(slot.model, slot.data, camera)
+        seen = slot.earlier(slot.late.images.get(camera, 0))
+        image = self._renderer.image(slot.model, seen, camera)
         mix = episode.disturbance
         if mix.noise_mix or mix.texture_mix:
             noise = noise_image([episode.seed, slot.frame_count, camera == "wrist"], self.config.image_size)
             if mix.noise_mix:
                 image = blend(image, noise, mix.noise_mix)
             else:
-                table = self._renderer.mask(slot.model, slot.data, camera, slot.model.geom("table").id)
+                table = self._renderer.mask(slot.model, seen, camera, slot.model.geom("table").id)
                 image = np.where(table[..., None], blend(image, noise, mix.texture_mix), image)
         return image
 

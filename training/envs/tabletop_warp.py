@@ -15,6 +15,7 @@ import torch
 
 from training.envs.base import EpisodeRequest, StepResult
 from training.envs.tabletop import CRITIC, PRIVILEGED, TOOL_HIGH, TOOL_LOW, TabletopConfig
+from training.envs.tabletop_delays import NOMINAL_S
 from training.envs.tabletop_render import blend, mujoco, noise_image
 from training.envs.tabletop_warp_physics import choose
 from training.envs.tabletop_warp_render import Renderer
@@ -47,6 +48,7 @@ class TabletopWarpConfig(TabletopConfig):
     device: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.calibration is not None:
             raise ValueError("calibration: here are the task's own cameras only; take env=tabletop for a store's")
 
@@ -72,6 +74,7 @@ class TabletopWarp:
             max_rotation=self.config.max_rotation,
             rate_hz=RATE_HZ,
         )
+        self.contract = replace(self.contract, action=replace(self.contract.action, motion_s=NOMINAL_S))
         self._batches: dict[tuple[int, int], tuple[Worlds, Renderer]] = {}
         self._keys: list[tuple[int, int] | None] = [None] * num_envs  # the batch that each environment plays in
 

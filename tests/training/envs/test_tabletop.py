@@ -153,7 +153,7 @@ def test_dynamics_and_light_differ_between_episodes(env: Tabletop) -> None:
         gains = slot.model.actuator_gainprm[:7, 0] / slot.model.actuator_biasprm[:7, 1]
         assert gains == pytest.approx(-1.0), "position servos: stiffness and gain are the same"
         light = float(slot.model.vis.headlight.ambient[0])
-        drawn.append((slot.delay, float(slot.model.actuator_gainprm[0, 0]), light))
+        drawn.append((slot.late.pieces, float(slot.model.actuator_gainprm[0, 0]), light))
     delays, stiffness, light = zip(*drawn, strict=True)
     assert set(delays) == {0, 1, 2, 3}
     assert len(set(stiffness)) == len(set(light)) == 40

@@ -24,6 +24,7 @@ from training.envs.maniskill_tasks.pictures import compose
 from training.envs.maniskill_tasks.reading import force, pixel, place, rotation, speed, wxyz
 from training.envs.maniskill_tasks.robots import ROBOTS, check_model
 from training.envs.maniskill_tasks.suite import Suite
+from vla.rig import Intrinsics
 from vla.tasks.expert import Manner, Privileged
 from vla.tasks.put_on_plate import CONTROLS, MAX_STEPS, VARIANTS, Episode, Placement, sample_episode
 from vla.tasks.put_on_plate_25 import OBJECTS, RECEPTACLES, SCANS, Grid, Scan, is_success
@@ -63,6 +64,7 @@ class PutOnPlate(Suite):
         self.middle = grid.center
         offset = np.array([*self.middle, 0.0]) + CAMERA_OFFSET
         self.eye = sapien.Pose(offset.tolist(), list(CAMERA_TURN))
+        self.lens = Intrinsics.from_fov(128, 128, math.degrees(FOV_Y))
         super().__init__(*args, robot_uids=robot_uids, **kwargs)
 
     @property
@@ -75,6 +77,9 @@ class PutOnPlate(Suite):
 
     def episode_options(self, seed: int, variant: str) -> dict[str, Any]:
         return {"episode": sample_episode(seed, variant, self.arm.tasks)}
+
+    def see_from(self, eye: sapien.Pose, lens: Intrinsics) -> None:
+        self.eye, self.lens = eye, lens
 
     # The scene
 
@@ -233,7 +238,7 @@ class PutOnPlate(Suite):
 
     def picture(self, size: int) -> np.ndarray:
         scene = self.scene.sub_scenes[0]
-        camera = scene.add_camera("picture", size, size, FOV_Y, 0.01, 100.0)
+        camera = scene.add_camera("picture", size, size, math.radians(self.lens.fov_y_deg), 0.01, 100.0)
         camera.entity.set_pose(self.eye)
         self.scene.update_render()
         camera.take_picture()
@@ -297,7 +302,7 @@ class PutOnPlate(Suite):
     def privileged(self) -> np.ndarray:
         view = self.expert_view()
         positions = np.stack([view.target, view.goal, view.measured]) - view.commanded
-        pixels = [pixel(self.eye, FOV_Y, point) for point in (view.target, view.goal)]
+        pixels = [pixel(self.eye, self.lens, point) for point in (view.target, view.goal)]
         return np.concatenate([positions.ravel() / 0.1, *pixels]).astype(np.float32)
 
     def critic_state(self, left: float) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from mani_skill.envs.sapien_env import BaseEnv
 
+from vla.rig import Intrinsics
 from vla.tasks.expert import Privileged
 
 
@@ -24,6 +25,10 @@ class Suite(BaseEnv):
 
     def episode_options(self, seed: int, variant: str) -> dict[str, Any]:
         """What `reset` is to be told, beside the seed."""
+        raise NotImplementedError
+
+    def see_from(self, eye: Any, lens: Intrinsics) -> None:
+        """The third-person camera stands here, in the world, and has this lens."""
         raise NotImplementedError
 
     def level(self, info: dict[str, Any], progress: bool) -> float:

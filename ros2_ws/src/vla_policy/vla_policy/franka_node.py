@@ -18,9 +18,11 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 from deployment.driver import Cycle, Driver, DriverConfig
 from deployment.executor import ExecutorConfig
 from deployment.franka import FrankaArm
+from deployment.lead import lead
 from deployment.supervisor import SupervisorConfig
 from vla.contract import ActionSemantics, PolicyContract
 from vla.errors import Fault, SimrealError
+from vla.rig import Delay, Store
 from vla_policy import messages, process
 from vla_policy.managed import ManagedNode
 from vla_policy.names import LATENCY, PERIOD
@@ -42,6 +44,7 @@ PARAMETERS = (
     Parameter("blend_s", 0.15, "Longest time in which a new chunk takes over, s.", 0.01, 1.0),
     Parameter("dwell_s", 0.4, "How long the tool waits where the gripper opens or closes, s; 0: not.",
               0.0, 5.0),
+    Parameter("calibration", "", "Store of the cameras' calibrations, with the arm's measured delay; empty: none."),
     Parameter("on_violation", "clip", "What becomes of rows beyond the bounds.", choices=("clip", "reject")),
     Parameter("hold_s", 0.4, "Time without the chunk that is due after which the arm holds, s.", 0.05, 10.0),
     Parameter("heartbeat_s", 0.06, "Silence of the policy's process after which the arm holds, s.", 0.03, 1.0),
@@ -107,9 +110,11 @@ class FrankaNode(ManagedNode):
         action = self._action()
         robot = arm_config(read(self, "arm_id"))
         address = read(self, "robot_ip") or self._twin_address()
+        ahead = lead(action, self._measured())
         config = DriverConfig(
             ExecutorConfig(
-                read(self, "mode"), read(self, "execute"), read(self, "blend_s"), dwell_s=read(self, "dwell_s")
+                read(self, "mode"), read(self, "execute"), read(self, "blend_s"), dwell_s=read(self, "dwell_s"),
+                lead_s=ahead.seconds,
             ),
             SupervisorConfig(
                 on_violation=read(self, "on_violation"), hold_s=read(self, "hold_s"),
@@ -126,7 +131,11 @@ class FrankaNode(ManagedNode):
             tuple(read(self, "cameras")), self._publish, robot.rate_hz,
         )  # fmt: skip
         self._driver.open()
-        self.get_logger().info(f"connected to the arm at {address}")
+        self.get_logger().info(f"connected to the arm at {address}; {ahead.text}")
+
+    def _measured(self) -> Delay | None:
+        folder = read(self, "calibration")
+        return Store(Path(folder).expanduser()).motion(read(self, "cameras")) if folder else None
 
     def _action(self) -> ActionSemantics:
         folder, file = read(self, "checkpoint"), read(self, "contract")

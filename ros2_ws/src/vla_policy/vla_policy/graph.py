@@ -68,6 +68,7 @@ def nodes(arguments: Mapping[str, str]) -> list[NodeSpec]:
     franka = {
         **common, "checkpoint": given["checkpoint"], "contract": given["contract"], "robot_ip": given["robot_ip"],
         "load_gripper": gripper, "dry_run": dry_run, "start": start, "mode": given["mode"],
+        "calibration": given["calibration"],
     }  # fmt: skip
     found += [NodeSpec("policy_node", policy), NodeSpec("franka_node", franka)]
     if given["calibration"]:

@@ -30,7 +30,8 @@ STALE_S = 0.06  # between the image and the nearest pose
 KEPT_S = 60.0  # of poses
 ROWS, STEP_S, CHUNK_S = 20, 0.05, 0.1  # of a chunk, and between chunks
 REST_S, REST_M, REST_RAD = 0.5, 2e-4, 1e-3  # a tool that moves less in this time is at rest
-ARRIVE_S = 6.0  # after the way's end, until it has to be
+REST_POSES = 5  # that are needed to tell
+ARRIVE_S = 8.0  # after the way's end, until it has to be
 AVERAGED_S = 0.1  # of poses around an image
 RAMP = 0.5  # periods, in which a sinusoid grows
 
@@ -47,20 +48,20 @@ class StationROS(Client):
         self._arrived = 0.0
         self._frames: list[tuple[float, float, Image]] | None = None  # while recording
         self._poses: deque[tuple[float, Pose]] = deque()
-        self._targets: deque[tuple[float, Pose]] = deque()
+        self._commanded: deque[tuple[float, Pose]] = deque()
         self._joints = np.zeros(7)
-        self._width = 0.08
+        self._width, self._spread = 0.08, 0.0  # m; the latter how far the tool moved of late
         self._where: Callable[[float], Pose] | None = None
         self._source = f"{socket.gethostname()}:{os.getpid()}"
         node, sensor = self.node, messages.SENSOR
         node.create_subscription(Image, f"{camera}/image_raw", self._on_image, sensor)
         node.create_subscription(PoseStamped, "current_pose", lambda m: self._on_pose(self._poses, m), sensor)
-        node.create_subscription(PoseStamped, "target_pose", lambda m: self._on_pose(self._targets, m), sensor)
+        node.create_subscription(PoseStamped, "commanded_pose", lambda m: self._on_pose(self._commanded, m), sensor)
         node.create_subscription(JointState, "joint_states", self._on_joints, sensor)
         if drives:
             self._chunks = node.create_publisher(MultiDOFJointTrajectory, "chunk", messages.COMMAND)
             self._life = node.create_publisher(DiagnosticStatus, "policy_status", sensor)
-            node.create_timer(0.02, self._beat)
+            node.create_timer(0.05, self._beat)
             node.create_timer(CHUNK_S, self._send)
         self.spin()
 
@@ -112,10 +113,11 @@ class StationROS(Client):
             time.sleep(0.01)
         near = [(t, p) for t, p in list(self._poses) if abs(t - stamp) <= AVERAGED_S / 2]
         if not near or min(abs(t - stamp) for t, _ in near) > STALE_S:
-            newest = stamp - self._poses[-1][0] if self._poses else float("inf")
+            away = min((t - stamp for t, _ in list(self._poses)), key=abs, default=float("inf"))
             raise SimrealError(
-                f"no pose of the tool within {1e3 * STALE_S:.0f} ms of the image; the newest is {newest:.2f} s older",
-                code="STALE_POSE", remedy="Stamp both with one clock (chrony or PTP), and check that franka_node runs.",
+                f"no pose of the tool within {1e3 * STALE_S:.0f} ms of the image; the nearest is {away:+.2f} s from it",
+                code="STALE_POSE",
+                remedy="Stamp both with one clock (chrony or PTP), and give franka_node's machine less other work.",
             )  # fmt: skip
         made = np.eye(4)
         made[:3, 3] = np.mean([p.position for _, p in near], axis=0)
@@ -137,11 +139,18 @@ class StationROS(Client):
         end = time.monotonic() + ARRIVE_S
         while not self._rests():
             self._check()
-            if self.status == "fault" or time.monotonic() > end:
+            if self.status == "fault":
                 _, text = self.trigger("franka_node/start")
                 raise SimrealError(
-                    f"the arm did not come to rest: {text if self.status == 'fault' else self.status}", code="NO_REST",
+                    f"the arm has stopped: {text}", code="ARM_FAULT",
                     remedy="Remove the cause and call ~/reset_fault, then run the same command again.",
+                )  # fmt: skip
+            if time.monotonic() > end:
+                moves = f"its tool still moves by {1e3 * self._spread:.1f} mm in {REST_S:g} s"
+                why = "its poses come too seldom to tell" if np.isnan(self._spread) else moves
+                raise SimrealError(
+                    f"the arm does not come to rest within {ARRIVE_S:g} s ({self.status}): {why}", code="NO_REST",
+                    remedy="See what shakes it. The twin shakes where other work keeps its machine from real time.",
                 )  # fmt: skip
             time.sleep(0.05)
 
@@ -166,7 +175,7 @@ class StationROS(Client):
         with self._changed:
             frames, self._frames = self._frames, None
         self._where = lambda _: centre
-        recorded = [_track(kept, first, end) for kept in (self._targets, self._poses)]
+        recorded = [_track(kept, first, end) for kept in (self._commanded, self._poses)]
         images = [(stamp, arrival, _pixels(message, self.camera)) for stamp, arrival, message in frames]
         return Motion(recorded[0], recorded[1], images)
 
@@ -188,13 +197,15 @@ class StationROS(Client):
         self._chunks.publish(messages.chunk_message(rows, self._arm_id))
 
     def _rests(self) -> bool:
-        now = self._poses[-1][0] if self._poses else 0.0
-        recent = [p for t, p in list(self._poses) if t > now - REST_S]
-        if len(recent) < 10 or now - self._poses[0][0] < REST_S:
+        poses = list(self._poses)
+        times = [t for t, _ in poses if t > poses[-1][0] - REST_S]
+        if len(times) < REST_POSES or times[-1] - times[0] < 0.7 * REST_S or time.time() - times[-1] > REST_S:
+            self._spread = float("nan")  # too little is known
             return False
-        spread = np.ptp([p.position for p in recent], axis=0).max()
+        recent = [p for _, p in poses[-len(times) :]]
+        self._spread = float(np.ptp([p.position for p in recent], axis=0).max())
         turn = (Rotation.from_quat(recent[0].rotation) * Rotation.from_quat(recent[-1].rotation).inv()).magnitude()
-        return bool(spread < REST_M and turn < REST_RAD)
+        return bool(self._spread < REST_M and turn < REST_RAD)
 
     def _on_image(self, message: Image) -> None:
         arrival, stamp = time.time(), messages.to_seconds(message.header.stamp)

@@ -129,7 +129,7 @@ def check_checkpoints(checkpoints: list[Path]) -> None:
         raise SimrealError(
             "two of the checkpoints are the same", code="CHECKPOINT", remedy="Name each one once, in checkpoints=[A,B]."
         )
-    first, *others = (replace(PolicyContract.read(path), statistics_hash="") for path in checkpoints)
+    first, *others = map(_served, checkpoints)
     for path, contract in zip(checkpoints[1:], others, strict=True):
         if contract != first:
             fields = [k for k in options.write(first) if getattr(first, k) != getattr(contract, k)]
@@ -137,6 +137,12 @@ def check_checkpoints(checkpoints: list[Path]) -> None:
                 f"the contracts of {checkpoints[0]} and {path} differ: {', '.join(fields)}", code="MIXED_CONTRACTS",
                 remedy="Compare checkpoints that the same robot can serve without a restart, or make trials of each.",
             )  # fmt: skip
+
+
+def _served(checkpoint: Path) -> PolicyContract:
+    """What the driver has to serve. Trials have no store, so how late the arm was in training changes nothing."""
+    contract = PolicyContract.read(checkpoint)
+    return replace(contract, statistics_hash="", action=replace(contract.action, motion_s=None))
 
 
 def header(config: TrialsConfig, protocol: Protocol, checkpoints: list[Path]) -> dict[str, Any]:
