@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import torch
 
-from training import envs
 from training.algorithms.grpo import GRPOConfig
-from training.envs.base import EpisodeRequest, StepResult, VectorEnv
+from training.envs import tabletop
+from training.envs.base import EpisodeRequest, StepResult
 from training.pipeline.actors import ray_session
 from training.pipeline.groups import Groups
 from training.pipeline.placement import PlacementConfig
@@ -37,7 +37,7 @@ PLACEMENT = PlacementConfig(environment_workers=1, policy_threads=1, learners=1,
 class Lasting:
     """An environment whose episodes go on after their success, up to their time limit."""
 
-    def __init__(self, inner: VectorEnv):
+    def __init__(self, inner: tabletop.Tabletop):
         self.inner = inner
         self.succeeded = np.zeros(inner.num_envs, bool)
         self.steps = np.zeros(inner.num_envs, np.int64)
@@ -56,7 +56,7 @@ class Lasting:
             parts.append(self.inner.step(indices, actions[:, column : column + 1]))
             self.succeeded[chosen] |= parts[-1].success
             for index in indices:
-                self.inner.slots[index].success = False  # type: ignore[attr-defined]  # it would rest from now on
+                self.inner.slots[index].success = False  # it would rest from now on
         self.steps[chosen] += actions.shape[1]
         rewards, executed, states = (
             np.concatenate([getattr(part, name) for part in parts], 1)
@@ -69,7 +69,7 @@ class Lasting:
 
 
 def lasting(num_envs: int, **settings: Any) -> Any:
-    return Lasting(envs.make("tabletop", num_envs, **settings))
+    return Lasting(tabletop.make(num_envs, **settings))
 
 
 def roll_out(

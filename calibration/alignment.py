@@ -89,8 +89,8 @@ def composite(simulated: np.ndarray, foreground: np.ndarray, background: np.ndar
 class ColorMatch:
     """Per channel gain and offset that take simulated pixels to real ones."""
 
-    gain: tuple[float, float, float]
-    offset: tuple[float, float, float]
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
 
     @staticmethod
     def fit(simulated: np.ndarray, real: np.ndarray, where: np.ndarray | None = None) -> "ColorMatch":
@@ -100,7 +100,7 @@ class ColorMatch:
         a, b = simulated[chosen].astype(np.float64), real[chosen].astype(np.float64)
         gain = b.std(0) / np.maximum(a.std(0), 1.0)
         offset = b.mean(0) - gain * a.mean(0)
-        return ColorMatch(tuple(float(v) for v in gain), tuple(float(v) for v in offset))  # type: ignore[arg-type]
+        return ColorMatch(tuple(gain.tolist()), tuple(offset.tolist()))
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         return np.clip(image * np.array(self.gain) + np.array(self.offset) + 0.5, 0, 255).astype(np.uint8)

@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from deployment.operator import OperatorError, Session, picture_file, verdict
+from vla.episodes import Phase
 from vla.scene_picture import Viewpoint, draw, words
 
 TOKEN = "terminal"
-WAYS = {"r": "reach", "g": "grasp", "c": "carry", "p": "place"}
+WAYS: dict[str, Phase] = {"r": "reach", "g": "grasp", "c": "carry", "p": "place"}
 VERDICT = "s success, or where it failed: r reach, g grasp, c carry, p place; with ! if you had to help"
 
 
@@ -82,5 +83,5 @@ def _lay(session: Session, view: Viewpoint, folder: Path, console: Console, ask:
 def _judge(session: Session, who: str, revision: int, ask: Callable[[str], str]) -> None:
     answer = ask(f"what happened? {VERDICT}: ").strip().lower()
     helped, letter = answer.endswith("!"), answer.rstrip("!").strip()
-    label = verdict(who, "success" if letter == "s" else "failure", WAYS.get(letter, ""), helped, "")  # type: ignore[arg-type]
+    label = verdict(who, "success" if letter == "s" else "failure", WAYS.get(letter, ""), helped, "")
     session.act("label", TOKEN, revision, label)

@@ -1,7 +1,8 @@
-"""A small, untrained, but real policy for the tests of the deployment, what it records, and a way to wait."""
+"""A small, untrained, but real policy, what the robot's side records with it, a way to wait, cameras of ManiSkill."""
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,6 +191,23 @@ def until() -> Callable[..., bool]:
         return True
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def rendering() -> Callable[..., Any]:
+    """Makes a ManiSkill environment with cameras. Where nothing renders the test is skipped; in CI something does."""
+    from training import envs
+    from training.envs.base import GraphicsError
+
+    def make(**settings: Any) -> Any:
+        try:
+            return envs.make("maniskill", 1, **{"obs": "rgb", "image_size": 64} | settings)
+        except GraphicsError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            return pytest.skip(str(error))
+
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,10 @@ def comparison(groups: Sequence[Group], goal: float) -> dict[str, Any]:
 
 def save(found: dict[str, Any], picture: Path, data: Path) -> tuple[Path, Path]:
     """As a picture and as JSON."""
-    figure = page.figure(found)
-    figure.savefig(picture, dpi=110)
+    figure, part = page.figure(found), picture.with_suffix(".part")
+    figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
+    part.rename(picture)
     write_json(data, found)
     return picture, data
 

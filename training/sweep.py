@@ -13,6 +13,7 @@ from training.compare import comparison, save, show
 from training.comparison.page import markdown
 from training.comparison.runs import gather, is_run
 from training.evaluate import EvalConfig
+from training.page import write
 from training.pipeline.actors import ray_session
 from training.pipeline.cluster import LOCAL
 from training.run import check_options
@@ -159,7 +160,7 @@ def _conclude(config: SweepConfig, failed: Mapping[str, str], console: Console) 
     }  # fmt: skip
     save(found, config.out / "curves.png", config.out / "results.json")
     parts = [f"# {config.out.name}", "", markdown(found), *(f"- failed: {k}: {v}" for k, v in failed.items())]
-    (config.out / "table.md").write_text("\n".join(parts))
+    write(config.out / "table.md", "\n".join(parts))
     show(found, console)
     console.print(f"written to {config.out}: table.md, results.json, curves.png", highlight=False, soft_wrap=True)
 

@@ -64,7 +64,7 @@ class Model:
 
     def tool(self, stamp: float) -> np.ndarray:
         pose = self._arm.pose(self._joints)
-        return Transform(tuple(pose.position), tuple(pose.rotation)).matrix  # type: ignore[arg-type]
+        return Transform(tuple(pose.position), tuple(pose.rotation)).matrix
 
     def joints(self) -> np.ndarray:
         return self._joints
@@ -100,7 +100,7 @@ class Bench:
         self.store, self.camera, self._robot = Store(folder), camera, robot
 
     def run(self, what: calibrate.What, **options: int) -> int:
-        config = CalibrateConfig(what, store=self.store.folder, camera=self.camera, use_sim=True, **options)  # type: ignore[arg-type]
+        config = CalibrateConfig(what, store=self.store.folder, camera=self.camera, use_sim=True, **options)
 
         @contextmanager
         def station(_: CalibrateConfig) -> Iterator[Model]:

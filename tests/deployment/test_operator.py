@@ -254,7 +254,7 @@ def test_two_operators_at_once_are_refused(tmp_path: Path, until: Until) -> None
 @pytest.mark.parametrize(("outcome", "where"), [("failure", ""), ("failure", "nowhere"), ("fault", ""), ("", "grasp")])
 def test_a_verdict_that_says_too_little_is_refused(outcome: str, where: str) -> None:
     with pytest.raises(OperatorError):
-        verdict("anna", outcome, where, False, "")  # type: ignore[arg-type]
+        verdict("anna", outcome, where, False, "")
 
 
 def test_the_terminal_does_the_same(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ from calibration.rigid import inverse
 from deployment import twin_board
 from deployment.arm_geometry import ArmGeometry
 from deployment.twin_view import View
-from training import envs
-from training.envs.base import EpisodeRequest, GraphicsError
+from training.envs.base import EpisodeRequest
 from training.envs.tabletop import NOMINAL_JOINTS, Tabletop, TabletopConfig
 from training.envs.tabletop_render import mujoco
 from vla.adapters.tabletop import CAMERAS, camera_pose
@@ -109,7 +108,7 @@ def test_the_twin(rig: Store, camera: str) -> None:
     calibration, joints = rig.read(camera), NOMINAL_JOINTS
     assert calibration.mount is not None and calibration.mount.board is not None
     pose = ArmGeometry().pose(joints)
-    tool = Transform(tuple(pose.position), tuple(pose.rotation)).matrix  # type: ignore[arg-type]
+    tool = Transform(tuple(pose.position), tuple(pose.rotation)).matrix
     chain = tool if camera == "third_person" else inverse(tool)
     motion = inverse(calibration.mount.pose.matrix) @ chain @ calibration.mount.board.matrix
     lens = calibration.intrinsics.scaled(480, 480)
@@ -149,18 +148,3 @@ def test_maniskill(rig: Store, camera: str, rendering: Callable[..., Any]) -> No
         drawn.append(centre(np.asarray(seen["segmentation"][0, ..., 0]) == int(marker.per_scene_id[0])))
     env.close()
     compare(predicted(rig.read(camera), tool, points), np.array(drawn), 6)
-
-
-@pytest.fixture
-def rendering() -> Callable[..., Any]:
-    """Makes a ManiSkill environment with cameras. Where nothing renders the test is skipped; in CI something does."""
-
-    def make(**settings: Any) -> Any:
-        try:
-            return envs.make("maniskill", 1, **{"obs": "rgb"} | settings)
-        except GraphicsError as error:
-            if os.environ.get("CI") == "true":
-                raise
-            return pytest.skip(str(error))
-
-    return make

@@ -3,13 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from going_on import GoingOn
 from point_env import untrained
 
 from training.algorithms.base import Algorithm
@@ -443,46 +444,36 @@ def test_failing_workers_are_replaced_while_the_others_go_on(
     trouble.mkdir()
     settings = {"trouble": str(trouble), "pause_s": 0.005}
     made = engine(checkpoint, tmp_path / "run", settings, staleness=1, learners=2, deadline_s=5)
-    iteration = 0
-
-    def until(done: Any) -> None:
-        nonlocal iteration
-        end = time.monotonic() + 60
-        while not done():
-            assert time.monotonic() < end
-            _, update = made.iterate(iteration)
-            assert np.isfinite(update.metrics["loss"]) and update.metrics["staleness_max"] <= 1
-            iteration += 1
-
+    run = GoingOn(made, 60, staleness=1, slots=SLOTS)
     try:
-        until(lambda: iteration == 2)
+        run.times(2)
         reasons = {"exit": "its process died", "raise": "it raised RuntimeError: the gripper fell off",
                    "hang": "has not finished a step for 5 s"}  # fmt: skip
         for kind, reason in reasons.items():
             capfd.readouterr()
             before, begun = dict(made.processes), made.counters()
             (trouble / kind).touch()
-            until(lambda before=before: made.processes != before)
+            run.until(lambda before=before: made.processes != before)
             culprit = int((trouble / f"{kind}.done").read_text())
             name = next(name for name, process in before.items() if process == culprit)
             said = capfd.readouterr().out
             assert f"{name} (process {culprit}) is restarted: " in said and reason in said
             assert {k for k in before if before[k] != made.processes[k]} == {name}
             goal = made.counters() + 1
-            until(lambda goal=goal: (made.counters() >= goal).all())  # all lanes play, the new ones too
+            run.until(lambda goal=goal: (made.counters() >= goal).all())  # all lanes play, the new ones too
             assert (made.counters() > begun).all()
         for how, reason in ((signal.SIGKILL, "its process died"), (signal.SIGSTOP, "it has not decided for 5 s")):
             before = dict(made.processes)
             os.kill(before["policy worker 0"], how)
-            until(lambda before=before: made.processes != before)
+            run.until(lambda before=before: made.processes != before)
             assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 0"}
             said = capfd.readouterr().out
             assert f"policy worker 0 (process {before['policy worker 0']}) is restarted: {reason}" in said
             goal = made.counters() + 1
-            until(lambda goal=goal: (made.counters() >= goal).all())
+            run.until(lambda goal=goal: (made.counters() >= goal).all())
         os.kill(made.processes["learner 1"], signal.SIGKILL)
         with pytest.raises(EngineError, match="the learner 1 failed: its process died") as caught:
-            until(lambda: False)
+            run.until(lambda: False)
         assert caught.value.code == "WORKER"
     finally:
         made.close()
@@ -520,29 +511,19 @@ def test_of_two_policy_workers_one_that_fails_is_replaced_alone(
     made = engine(
         checkpoint, tmp_path / "run", {"pause_s": 0.005}, algorithm, policy_workers=2, staleness=3, deadline_s=5
     )  # fmt: skip
-    iteration = 0
-
-    def until(done: Callable[[], bool]) -> None:
-        nonlocal iteration
-        end = time.monotonic() + 300
-        while not done():
-            assert time.monotonic() < end
-            _, update = made.iterate(iteration)
-            assert np.isfinite(update.metrics["loss"]) and update.metrics["staleness_max"] <= 3
-            iteration += 1
-
+    run = GoingOn(made, 300, staleness=3, slots=SLOTS)
     try:
-        until(lambda: iteration == 2)
+        run.times(2)
         for how, reason in ((signal.SIGKILL, "its process died"), (signal.SIGSTOP, "it has not decided for 5 s")):
             capfd.readouterr()
             before, forwards = dict(made.processes), made.board["forwards"].copy()
             os.kill(before["policy worker 1"], how)
-            until(lambda before=before: made.processes != before)
+            run.until(lambda before=before: made.processes != before)
             assert {k for k in before if before[k] != made.processes[k]} == {"policy worker 1"}
             said = capfd.readouterr().out
             assert f"policy worker 1 (process {before['policy worker 1']}) is restarted: {reason}" in said
             assert made.board["forwards"][0] > forwards[0], "the other one has gone on"
             goal = made.board["forwards"][:2] + 5
-            until(lambda goal=goal: (made.board["forwards"][:2] >= goal).all())
+            run.until(lambda goal=goal: (made.board["forwards"][:2] >= goal).all())
     finally:
         made.close()

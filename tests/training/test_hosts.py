@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 import ray
 import ray_nodes
 import torch
+from going_on import GoingOn
 from point_env import untrained
 from safetensors.torch import load_file
 
@@ -360,18 +361,9 @@ def test_workers_of_another_host_that_fail_are_replaced_there(
     session: list[Node], checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = lanes(checkpoint, tmp_path / "run", session, deadline_s=8, pause_s=0.01)
-    iteration = 0
-
-    def until(done: Callable[[], bool]) -> None:
-        nonlocal iteration
-        end = time.monotonic() + 300
-        while not done():
-            assert time.monotonic() < end
-            assert made.iterate(iteration)[0].measures["rollout/slots"] == 8
-            iteration += 1
-
+    run = GoingOn(made, 300, staleness=1, slots=8)
     try:
-        until(lambda: iteration == 2)
+        run.times(2)
         for name, how, why in (
             ("environment worker 1", signal.SIGKILL, "its process died"),
             ("policy worker 1", signal.SIGKILL, "its process died"),
@@ -380,12 +372,12 @@ def test_workers_of_another_host_that_fail_are_replaced_there(
             capfd.readouterr()
             before = dict(made.processes)
             os.kill(before[name], how)
-            until(lambda before=before: made.processes != before)
+            run.until(lambda before=before: made.processes != before)
             assert {k for k in before if before[k] != made.processes[k]} == {name}
             assert f"{name} (process {before[name]}) is restarted: {why}" in capfd.readouterr().out
             assert not psutil.pid_exists(before[name])
             goal, begun = played(made)[1] + 20, made.counters() + 1
-            until(lambda goal=goal, begun=begun: played(made)[1] > goal and (made.counters() >= begun).all())
+            run.until(lambda goal=goal, begun=begun: played(made)[1] > goal and (made.counters() >= begun).all())
     finally:
         made.close()
 

@@ -180,7 +180,7 @@ def test_the_error_of_a_fragment_that_came_from_afar_ends_the_run(hosts: Hosts) 
         raise GroupError("none of 8 groups teaches anything", code="GROUPS", remedy="Raise refills.")
 
     hosts.dispatcher.start(0)
-    hosts.dispatcher._finished = refuse  # type: ignore[method-assign]
+    hosts.dispatcher._finished = refuse
     try:
         hosts.say(1, 0)
         hosts.pass_on(0)

@@ -24,7 +24,7 @@ def seen(contract: PolicyContract, turn_deg: float = 0.0, days: float = 0.0) -> 
     first, *rest = contract.cameras
     assert first.pose is not None
     turn = Rotation.from_quat(first.pose.rotation_xyzw) * Rotation.from_euler("y", turn_deg, degrees=True)
-    pose = Transform(first.pose.translation_m, tuple(float(v) for v in turn.as_quat()))  # type: ignore[arg-type]
+    pose = Transform(first.pose.translation_m, tuple(float(v) for v in turn.as_quat()))
     then = (datetime.now(timezone.utc) - timedelta(days=days)).isoformat()
     measured = Measured(then, "test", 15, 0.5)
     lens = Intrinsics.from_fov(64, 64, first.fov_y_deg)

@@ -21,7 +21,7 @@ def stored(folder: Path, lens: Intrinsics, parent: str = "base", days: float = 3
     made = (datetime.now(timezone.utc) - timedelta(days=days)).isoformat()
     found = Measured(made, "a test", 20, 0.2)
     pose = Transform((0.93, 0.01, 0.50), NOMINAL.rotation_xyzw)
-    Store(folder).write(CameraCalibration("third_person", lens, found, Mount(parent, pose, found)))  # type: ignore[arg-type]
+    Store(folder).write(CameraCalibration("third_person", lens, found, Mount(parent, pose, found)))
     return folder
 
 

@@ -38,7 +38,7 @@ def running(config: DeployConfig) -> Iterator[Graph]:
 
 
 if __name__ == "__main__":
-    trials.running = running  # type: ignore[assignment]
+    trials.running = running
     words = ["protocol=twin_smoke", "use_sim=true", f"checkpoints=[{CHECKPOINT}]", f"out={sys.argv[1]}", "record=false"]
     code = main(["trials", *words])
     print("ended with", code, flush=True)

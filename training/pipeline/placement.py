@@ -96,7 +96,7 @@ class PlacementConfig:
         if self.micro_batch == AUTO:
             raise EngineError(
                 "micro_batch=auto has not been settled", code="PLACEMENT",
-                remedy="Set placement.micro_batch to a number: the memory of other machines' GPUs is not known here.",
+                remedy="Set placement.micro_batch to a number.",
             )  # fmt: skip
         return self.micro_batch
 

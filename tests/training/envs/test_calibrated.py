@@ -50,7 +50,7 @@ def test_a_store_places_the_cameras(tmp_path: Path) -> None:
         images.append(env.observe([0])[0].images)
         contract = env.contract
         env.close()
-    assert contract.cameras[0].pose == stored(0.1).mount.pose  # type: ignore[union-attr]
+    assert contract.cameras[0].pose == stored(0.1).mount.pose
     assert np.array_equal(images[0]["wrist"], images[1]["wrist"])
     before, after = (i["third_person"].astype(int) for i in images)
     assert not np.array_equal(before, after)
@@ -85,7 +85,7 @@ def test_without_a_store_the_contract_tells_the_mean_of_what_is_drawn() -> None:
 def test_delays_are_drawn_around_the_measured_ones() -> None:
     cameras = [stored(0.12), stored(0.14, "wrist")]
     drawn = [delays.draw(cameras, 0.02, np.random.default_rng(seed)) for seed in range(400)]
-    arm = np.array([d.pieces * delays.PIECE_S + d.lag_s + delays.FIXED_S for d in drawn])  # type: ignore[operator]
+    arm = np.array([d.pieces * delays.PIECE_S + d.lag_s + delays.FIXED_S for d in drawn])
     assert abs(arm.mean() - 0.13) < 0.002 and arm.min() > 0.109 and arm.max() < 0.151 and np.ptp(arm) > 0.035
     assert len({d.pieces for d in drawn}) >= 5
     beside = np.array([[d.images[c.camera] - d.state for c in cameras] for d in drawn]) * delays.PIECE_S
