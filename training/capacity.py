@@ -95,9 +95,7 @@ def _share(slots: int, decisions: int, algorithm: Algorithm, placement: Placemen
     return -(-update // (len(seats.learner) or max(1, placement.learners)))
 
 
-def _learner_gib(
-    samples: int, algorithm: Algorithm, placement: PlacementConfig, seats: Seats, load: Load
-) -> float:
+def _learner_gib(samples: int, algorithm: Algorithm, placement: PlacementConfig, seats: Seats, load: Load) -> float:
     """Of a learner that takes so many samples at a time."""
     parts = max(1, len(seats.learner)) if placement.shard else 1
     return load.learner(samples, algorithm.gradient_checkpointing, parts) / GIB + CONTEXT_GIB

@@ -180,9 +180,7 @@ def _sample(env: VectorEnv, seen: Observation) -> tuple[np.ndarray, np.ndarray, 
 def _make_scenes(config: DemosConfig, index: int, count: int) -> int:
     env = config.env.make(1)
     start = SCENE_SEEDS + config.seed + index * SCENE_SHARD
-    _write(
-        config.out / f"scenes_{index:05d}.npz", record_scenes(env, range(start, start + count), config.env.variant)
-    )
+    _write(config.out / f"scenes_{index:05d}.npz", record_scenes(env, range(start, start + count), config.env.variant))
     env.close()
     return count
 
@@ -247,9 +245,7 @@ def demos(config: DemosConfig) -> None:
         return min(SCENE_SHARD, wanted_scenes - index * SCENE_SHARD)
 
     missing_scenes = [
-        i
-        for i in range(-(-wanted_scenes // SCENE_SHARD))
-        if _held(config.out / f"scenes_{i:05d}.npz", None) < share(i)
+        i for i in range(-(-wanted_scenes // SCENE_SHARD)) if _held(config.out / f"scenes_{i:05d}.npz", None) < share(i)
     ]
     workers = config.workers or os.cpu_count() or 1
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

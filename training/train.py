@@ -175,9 +175,7 @@ def _settle(config: TrainConfig, checkpoint: Path, nodes: Sequence[Node], consol
     return replace(config, placement=settled)
 
 
-def _persevere(
-    config: TrainConfig, run: RunFolder, checkpoint: Path, nodes: Sequence[Node], console: Console
-) -> None:
+def _persevere(config: TrainConfig, run: RunFolder, checkpoint: Path, nodes: Sequence[Node], console: Console) -> None:
     """Learn to the end. When a worker is lost that its schedule can't replace, all start again from the last state."""
     failed, latest = 0, run.latest()
     began = time.perf_counter() - run.totals().elapsed_s

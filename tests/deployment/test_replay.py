@@ -131,9 +131,7 @@ def test_the_delay_of_a_camera_that_the_policy_took_off_is_taken_off_again(
 
     found = Measured("2026-11-26T08:00:00+00:00", "a test", 1, 0.1)
     delay = Delay(LATE, (LATE, LATE), 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), found)
-    Store(tmp_path / "rig").write(
-        CameraCalibration("wrist", Intrinsics.from_fov(64, 64, 60.0), found, delay=delay)
-    )
+    Store(tmp_path / "rig").write(CameraCalibration("wrist", Intrinsics.from_fov(64, 64, 60.0), found, delay=delay))
     kept = {"calibration.json": attachment(tmp_path / "rig", ["third_person", "wrist"])}
     file = record(tmp_path, policy, edit=delayed, attached=kept if told == "by the calibration" else {})
     recording = Recording(Episode(file))
@@ -147,9 +145,7 @@ def test_the_delay_of_a_camera_that_the_policy_took_off_is_taken_off_again(
     assert replayed.chunks_equal == replayed.chunks == 10
 
 
-def test_a_state_that_was_not_recorded_costs_one_decision(
-    tmp_path: Path, policy: Policy, record: Record
-) -> None:
+def test_a_state_that_was_not_recorded_costs_one_decision(tmp_path: Path, policy: Policy, record: Record) -> None:
     def lost(topic: str, since: float, message: dict[str, Any]) -> dict[str, Any] | None:
         return None if topic == "commanded_pose" and 0.595 < since < 0.605 else message
 

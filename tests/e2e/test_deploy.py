@@ -60,9 +60,7 @@ def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(
     assert [process.wait(10) for process in made.processes.values() if process is not policy] == [0, 0]
 
 
-def test_nodes_end_with_the_process_that_started_them(
-    tmp_path: Path, bundle: Path, until: Callable[..., bool]
-) -> None:
+def test_nodes_end_with_the_process_that_started_them(tmp_path: Path, bundle: Path, until: Callable[..., bool]) -> None:
     words = ["deploy", "use_sim=true", f"checkpoint={bundle}", f"logs={tmp_path}", "namespace=left"]
     deploy = subprocess.Popen([sys.executable, "-m", "vla", *words], stdout=subprocess.DEVNULL)
     with Conductor("left", lambda: "") as conductor:

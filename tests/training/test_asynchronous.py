@@ -99,9 +99,7 @@ class Yard:
         self.block = RolloutBlock(self.shape, name, create=True)
         self.board = Board(lanes, lanes, f"{name}_board", create=True)
         self.status = Status([f"lane {lane}" for lane in range(lanes)], f"{name}_status", create=True)
-        self.dispatcher = Dispatcher(
-            self.block, self.board, self.status, folder, 1, per_update, staleness, PPOConfig()
-        )
+        self.dispatcher = Dispatcher(self.block, self.board, self.status, folder, 1, per_update, staleness, PPOConfig())
         self.learner = Bell(folder / "learner0")
         self.version, self.per_update, self.lanes = 0, per_update, lanes
 

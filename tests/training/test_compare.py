@@ -194,7 +194,7 @@ def test_page_picture_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["compare", str(one), str(two), f"out={out}"]) == 0
     page = out.read_text()
     assert "data:image/png;base64," in page and "algorithm.learning_rate" in page and "they differ" in page
-    assert "src=\"http" not in page and "two|: 6 of 6 iterations" in page
+    assert 'src="http' not in page and "two|: 6 of 6 iterations" in page
     compare(CompareConfig([one, two], tmp_path / "c.json"))
     found = json.loads((tmp_path / "c.json").read_text())
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -159,9 +159,7 @@ def gradient(learner: Learner) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None])
 
 
-def test_filtered_groups_cost_no_forward_and_change_nothing_else(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filtered_groups_cost_no_forward_and_change_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.fill(MIXED)
     found = {}
     for filtered in (True, False):

@@ -250,9 +250,7 @@ def test_sequential_and_pipelined_schedules_play_the_same(ray_: None, checkpoint
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
-def test_sharded_learners_learn_what_whole_ones_learn(
-    ray_: None, checkpoint: Path, tmp_path: Path, rank: int
-) -> None:
+def test_sharded_learners_learn_what_whole_ones_learn(ray_: None, checkpoint: Path, tmp_path: Path, rank: int) -> None:
     """And their states are read by any number of them."""
     lora = Lora(rank=rank, target=r"language_model\.layers.*(q_proj|v_proj)") if rank else FULL
     algorithm = PPOConfig(minibatches=2, critic_iterations=0, perception_steps=0, learning_rate=3e-3)

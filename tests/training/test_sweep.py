@@ -24,6 +24,7 @@ from vla.errors import ConfigError, SimrealError
 
 pytestmark = pytest.mark.timeout(600)  # runs of several processes, on a busy machine
 
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "checkpoint"

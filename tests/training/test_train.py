@@ -158,7 +158,6 @@ def test_one_sees_who_does_what_during_a_run_and_after_it(start: Start, schedule
     assert "trace.json" in (run.out / "report.html").read_text() and (run.out / "trace.json").exists()
 
 
-
 def test_nan_stops_the_run_says_where_and_keeps_the_last_state(start: Start, tmp_path: Path) -> None:
     trouble = tmp_path / "trouble"
     trouble.mkdir()

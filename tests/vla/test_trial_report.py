@@ -120,9 +120,7 @@ def test_the_gap_to_the_simulator(folder: Path, tmp_path: Path) -> None:
         match_evaluations(Trials(folder), files)
 
 
-def test_recorded_trials_have_clips(
-    folder: Path, acting: Policy, record: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_recorded_trials_have_clips(folder: Path, acting: Policy, record: Callable[..., Path], tmp_path: Path) -> None:
     log = folder / "trials.jsonl"
     name = record(folder / "episodes", acting, 1.0).name
     log.write_text(log.read_text().replace('"recording": ""', f'"recording": "{name}"'))

@@ -39,5 +39,3 @@ def advantages(
         # A boundary row separates two episodes: nothing flows from the later to the earlier one.
         running = torch.where(valid[t], running, torch.zeros_like(running))
     return result, (result + values[:-1]) * executed
-
-

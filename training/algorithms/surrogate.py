@@ -27,9 +27,7 @@ def group(log_probs: torch.Tensor, mask: torch.Tensor, unit: str) -> torch.Tenso
     return per_action if unit == "action" else (per_action * mask).sum(-1, keepdim=True)
 
 
-def per_unit(
-    advantage: torch.Tensor, weight: torch.Tensor, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def per_unit(advantage: torch.Tensor, weight: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantage `[B, V]` and weight `[B, C]` in the ratio's shape: `[B, C, D]`, `[B, C]` or `[B, 1]`."""
     if like.dim() == 3:
         return advantage[..., None].expand_as(like), weight[..., None].expand_as(like)

@@ -167,9 +167,7 @@ def _name(folders: Sequence[Path]) -> str:
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
     """With the folder above in front of names that are there twice, or else a number behind them."""
     names = [group.name for group in groups]
-    long = [
-        f"{g.runs[0].folder.resolve().parent.name}/{g.name}" if names.count(g.name) > 1 else g.name for g in groups
-    ]
+    long = [f"{g.runs[0].folder.resolve().parent.name}/{g.name}" if names.count(g.name) > 1 else g.name for g in groups]
     numbered = [f"{n} ({long[: i + 1].count(n)})" if long.count(n) > 1 else n for i, n in enumerate(long)]
     return [Group(name, group.runs) for name, group in zip(numbered, groups, strict=True)]
 

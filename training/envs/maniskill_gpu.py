@@ -44,7 +44,8 @@ class BatchedManiSkill:
     def __init__(self, num_envs: int, config: ManiSkillConfig, backend: str = "physx_cuda"):
         if backend == "physx_cuda" and not torch.cuda.is_available():
             raise SimrealError(
-                "backend=gpu: PyTorch finds no GPU", code="GPU",
+                "backend=gpu: PyTorch finds no GPU",
+                code="GPU",
                 remedy="Set env.settings.backend=cpu; `vla doctor` says what PyTorch finds.",
             )
         visual = "rgb" in config.obs

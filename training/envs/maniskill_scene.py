@@ -24,9 +24,16 @@ from vla.rig import CameraCalibration, RigError, Store, Transform
 
 warnings.filterwarnings("ignore", "Failed to find system libvulkan")  # who renders is told by an error
 try:
-    import mani_skill.envs  # noqa: F401 - registers the tasks
     import sapien
     import sapien.render
+    from sapien.pysapien_pinocchio import PinocchioModel
+    from sapien.wrapper import pinocchio_model
+
+    # SAPIEN's own inverse kinematics, compiled. Where the package `pin` is installed (franky-sim needs it) SAPIEN would
+    # take the same algorithm in Python, which is half of a control step's time.
+    pinocchio_model.PinocchioModel = PinocchioModel
+
+    import mani_skill.envs  # noqa: F401 - registers the tasks
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     from training.envs.maniskill_tasks import put_on_plate  # noqa: F401 - registers it
@@ -97,9 +104,7 @@ class ManiSkillConfig:
         store = Store(self.calibration.expanduser())
         found = [store.read(name) for name in store.cameras() if name in adapter.CAMERAS]
         size = self.image_size
-        return {
-            c.camera: replace(c, intrinsics=c.intrinsics.scaled(size, size)) for c in found if c.mount is not None
-        }
+        return {c.camera: replace(c, intrinsics=c.intrinsics.scaled(size, size)) for c in found if c.mount is not None}
 
 
 TOOLS = {"panda": "panda_hand_tcp", "panda_wristcam": "panda_hand_tcp"}  # robot -> the link that is the tool centre

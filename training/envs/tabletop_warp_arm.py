@@ -85,9 +85,7 @@ class Arm:
         jacobian = torch.cat([torch.linalg.cross(axis_columns, levers, dim=1), axis_columns], 1)
         return position, rotation @ self._tool[1], jacobian
 
-    def step(
-        self, joints: torch.Tensor, position: torch.Tensor, rotation: torch.Tensor, limit: float
-    ) -> torch.Tensor:
+    def step(self, joints: torch.Tensor, position: torch.Tensor, rotation: torch.Tensor, limit: float) -> torch.Tensor:
         """A damped-least-squares step `[n, 7]` rad from `joints` towards the tool pose, as `tabletop` does it."""
         at, turned, jacobian = self.tool(joints)
         left = rotation @ turned.transpose(1, 2)

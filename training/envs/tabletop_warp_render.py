@@ -23,9 +23,9 @@ def _texel(textures: wp.array4d[wp.uint8], look: int, x: int, y: int) -> wp.vec3
     size = textures.shape[1]
     u = (x % size + size) % size
     v = (y % size + size) % size
-    return wp.vec3(
-        float(textures[look, v, u, 0]), float(textures[look, v, u, 1]), float(textures[look, v, u, 2])
-    ) * (1.0 / 255.0)
+    return wp.vec3(float(textures[look, v, u, 0]), float(textures[look, v, u, 1]), float(textures[look, v, u, 2])) * (
+        1.0 / 255.0
+    )
 
 
 @wp.func
@@ -137,9 +137,7 @@ def _draw(
                 point = geom_xpos[world, geom] + turned @ mesh_vert[mesh_vertadr[mesh] + corners[k]]
                 smooth = wp.normalize(turned @ mesh_normal[mesh_normaladr[mesh] + normals[k]])
                 sightline = wp.normalize(point - cam_xpos[world, camera])
-                color += shares[k] * _lit(
-                    base, smooth, sightline, axis, light, ambient[world], head, diffuse, gloss
-                )
+                color += shares[k] * _lit(base, smooth, sightline, axis, light, ambient[world], head, diffuse, gloss)
         else:
             color = _lit(base, normal, ray, axis, light, ambient[world], head, diffuse, gloss)
         if geom == table:  # OpenGL cuts the light before the texture dims it

@@ -33,8 +33,14 @@ class Asynchronous(Engine):
         where, here = self.placement, self.hosts.first_learner
         self.board = Board(where.all_lanes, self.slots, f"{self.name}_board", create=True)
         self.dispatcher = Dispatcher(
-            self.block, self.board, self.status, Path(here.bells), len(self.crew.learners), where.update_fragments,
-            where.staleness, self.algorithm,
+            self.block,
+            self.board,
+            self.status,
+            Path(here.bells),
+            len(self.crew.learners),
+            where.update_fragments,
+            where.staleness,
+            self.algorithm,
         )
         # A policy that hangs is found after deadline_s, and the lanes wait until another is there.
         self.options = LaneOptions(
@@ -81,9 +87,7 @@ class Asynchronous(Engine):
         lanes = self._lanes(index)
         generation = self.dispatcher.generations[lanes[0]]
         options = replace(self.options, policy=self.crew.policy_of(index))
-        return make.remote(
-            lanes, generation, options, self.codec, self.shape, host.block, self.board.lanes, host.bells
-        )
+        return make.remote(lanes, generation, options, self.codec, self.shape, host.block, self.board.lanes, host.bells)
 
     def start_policy(self, index: int) -> Any:
         place, where = self.crew.policies[index], self.placement

@@ -66,7 +66,9 @@ class Groups(Synchronous):
         if not kept:
             raise hopeless(complete, [s for rollout in rounds for log in rollout.episodes for s in log.successes])
         measures = {
-            "rollout/rounds": float(len(rounds)), "rollout/groups": float(complete), "rollout/groups_kept": float(kept)
+            "rollout/rounds": float(len(rounds)),
+            "rollout/groups": float(complete),
+            "rollout/groups_kept": float(kept),
         }
         return merged(rounds, measures), self.update(iteration)
 

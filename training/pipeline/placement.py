@@ -201,9 +201,7 @@ def _check_policies(placement: PlacementConfig, crew: Crew, nodes: Sequence[Node
             )  # fmt: skip
 
 
-def _check_stages(
-    slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, learners: int
-) -> None:
+def _check_stages(slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, learners: int) -> None:
     workers, stages = placement.environment_workers, placement.stages
     if slots < workers * stages:
         raise EngineError(
@@ -228,9 +226,7 @@ def check_samples(slots: int, decisions: int, algorithm: Algorithm, learners: in
         )  # fmt: skip
 
 
-def _check_lanes(
-    slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, learners: int
-) -> None:
+def _check_lanes(slots: int, decisions: int, algorithm: Algorithm, placement: PlacementConfig, learners: int) -> None:
     lanes, per_update = placement.all_lanes, placement.update_fragments
     where = f"{placement.environment_workers} workers x {placement.lanes} lanes"
 

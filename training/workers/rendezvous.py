@@ -30,6 +30,4 @@ def _interface(url: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address.hostname, address.port))  # sends nothing
         own = probe.getsockname()[0]
-    return next(
-        name for name, found in psutil.net_if_addrs().items() if any(entry.address == own for entry in found)
-    )
+    return next(name for name, found in psutil.net_if_addrs().items() if any(entry.address == own for entry in found))

@@ -41,9 +41,7 @@ def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
 
 
-def save(
-    folder: Path, name: str, rank: int, world: int, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save(folder: Path, name: str, rank: int, world: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write this learner's part of a state beside those of the others."""
     parts = state.tensors(module, optimizer)
     own = {k: (v.to_local() if isinstance(v, DTensor) else v).contiguous() for k, v in parts.items()}

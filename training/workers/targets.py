@@ -46,9 +46,7 @@ def targets(
     else:
         values = block["rewards"].new_zeros(*block["boundary"].shape, 1)
     _check_finite(block["rewards"], executed, values)
-    rollout = Rollout(
-        block["rewards"], block["executed"], block["terminated"], valid, values, block["episodes"][:-1]
-    )
+    rollout = Rollout(block["rewards"], block["executed"], block["terminated"], valid, values, block["episodes"][:-1])
     credit = algorithm.credit(rollout)
     mask = executed if values.shape[-1] > 1 else executed.any(-1, keepdim=True)
     return Targets(

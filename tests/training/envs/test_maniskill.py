@@ -79,9 +79,7 @@ def test_only_what_somebody_looks_at_is_computed(env: Any, monkeypatch: pytest.M
 
 @needs_maniskill
 @pytest.mark.parametrize("obs", ["rgb", "rgb+state"])
-def test_a_chunk_is_rendered_once(
-    obs: str, rendering: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chunk_is_rendered_once(obs: str, rendering: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     env = rendering(obs=obs, chunk=4)
     from mani_skill.sensors.camera import Camera
 

@@ -78,6 +78,11 @@ def test_the_expert_succeeds_in_nine_episodes_of_ten(env: Any) -> None:
 
 
 @needs_assets
+def test_joints_are_solved_by_the_compiled_kinematics_whatever_else_is_installed(env: Any) -> None:
+    solver = env.slots[0].env.agent.controller.controllers["arm"].kinematics.pmodel
+    assert type(solver).__module__ == "sapien.pysapien_pinocchio"
+
+
 def test_a_policy_that_does_nothing_or_the_wrong_thing_fails(env: Any) -> None:
     env.reset(0, EpisodeRequest(5))
     for _ in range(env.max_steps):

@@ -116,9 +116,7 @@ def test_micro_batches_fill_the_memory_that_is_there() -> None:
         seats = seat({name: getattr(where, name) for name in COMPONENTS}, cluster)
         found = sized(64, 64, algorithm, where, cluster, seats, load)
         more = replace(found, micro_batch=(found.samples_at_a_time or 0) + 1)
-        peaks = [
-            max(d.peak for d in weigh_devices(64, 64, algorithm, p, cluster, seats, load)) for p in (found, more)
-        ]
+        peaks = [max(d.peak for d in weigh_devices(64, 64, algorithm, p, cluster, seats, load)) for p in (found, more)]
         assert peaks[0] <= FILLED * gib or found.micro_batch == 1
         if where.micro_batch != AUTO:
             return where.micro_batch or 0, peaks[0]

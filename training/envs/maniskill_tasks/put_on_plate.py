@@ -316,4 +316,3 @@ class PutOnPlate(Suite):
         flags = (self.held_steps > 0, self.was_grasped, self.was_held)
         velocity = self.objects[0].linear_velocity[0].tolist()
         return np.array([*(length / 0.1 for length in lengths), *velocity, *flags, left], np.float32)
-
