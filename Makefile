@@ -27,6 +27,7 @@ test: setup lint  ## static checks and every test that is not slow
 	$(VENV)/bin/pytest $(ALONE)
 
 lint: setup  ## style, dependency rules, types
+	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy

@@ -159,7 +159,8 @@ def main() -> int:
         "decisions_saved": 1 - early["decisions"] / late["decisions"],
         "learner_saved": saved(early["update"]["cpu_s"]["filtered"], early["update"]["cpu_s"]["all"]),
         "samples_saved": 1 - early["update"]["samples"]["filtered"] / early["update"]["samples"]["all"],
-        "early_exit": early, "to_the_limit": late,
+        "early_exit": early,
+        "to_the_limit": late,
     }
     print(
         f"early exit at {early['success']:.0%} success: {result['policy_saved']:.0%} of the policy's time, "

@@ -136,6 +136,7 @@ def closed_forms(seen: Seen) -> dict[str, np.ndarray]:
 
 def start(seen: Seen, methods: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Camera and board of the closed form that fits most views best: outliers don't decide."""
+
     def misfit(camera: np.ndarray) -> float:
         errors = np.linalg.norm(_pixels(seen, camera, _board_for(seen, camera)), axis=(1, 2))
         return float(np.median(errors))

@@ -66,6 +66,7 @@ ray.shutdown()
 print(f"ray {ray.__version__}: started, ran a task, stopped")
 """
 
+
 @dataclass(frozen=True)
 class DoctorConfig:
     """Options of `vla doctor`.

@@ -254,9 +254,7 @@ class Store:
         calibration = load(CameraCalibration, found[-1])
         if calibration.version != RIG_VERSION:
             remedy = "Calibrate again, or use the version of simreal that wrote it."
-            raise RigError(
-                Fault("RIG_VERSION", str(found[-1]), str(RIG_VERSION), str(calibration.version), remedy)
-            )
+            raise RigError(Fault("RIG_VERSION", str(found[-1]), str(RIG_VERSION), str(calibration.version), remedy))
         return calibration
 
     def motion(self, cameras: Iterable[str]) -> Delay | None:

@@ -83,8 +83,16 @@ def nodes(arguments: Mapping[str, str]) -> list[NodeSpec]:
 
 
 def calibration_nodes(
-    camera: str, contract: str, arm_id: str, robot_ip: str, load_gripper: bool, board: str, twin: str, size: int,
-    delay_s: float, with_arm: bool,
+    camera: str,
+    contract: str,
+    arm_id: str,
+    robot_ip: str,
+    load_gripper: bool,
+    board: str,
+    twin: str,
+    size: int,
+    delay_s: float,
+    with_arm: bool,
 ) -> list[NodeSpec]:
     """The nodes of a calibration; those of the twin, if `board` says where its board is ("hand" or "table")."""
     found = []
