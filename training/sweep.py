@@ -77,7 +77,7 @@ def runs(config: SweepConfig) -> dict[str, TrainConfig]:
     if not config.variants or not config.seeds or config.jobs < 1:
         raise SimrealError(
             "a sweep needs variants, seeds and a job at a time", code="SWEEP",
-            remedy="Choose experiment=ablation/NAME, or write such a file; seeds=[0,1,2] jobs=1.",
+            remedy="Choose experiment=ablation/NAME or experiment=own.yaml; seeds=[0,1,2] jobs=1.",
         )  # fmt: skip
     shared = [] if config.checkpoint is None else [f"checkpoint={config.checkpoint}"]
     last = list(config.options) if config.iterations is None else [f"iterations={config.iterations}", *config.options]

@@ -168,10 +168,11 @@ def _command_help(command: Command, overrides: Sequence[str], base: Mapping[str,
     lines = [f"usage: vla {command.name} {subject}[key=value ...]", "", command.help, ""]
     data = configuration.compose_data(command.schema, command.config_name, overrides, base=base)
     if command.config_name:
-        groups = configuration.available_groups(configuration.config_folder())
+        folder = configuration.config_folder()
+        groups = configuration.available_groups(folder, command.schema)
+        groups["experiment"] = configuration.experiments(folder, command.schema)
         lines.append("groups (group=file):")
-        used = {group: files for group, files in groups.items() if group in data or group == "experiment"}
-        lines += [f"  {group}: {', '.join(files)}" for group, files in used.items()]
+        lines += [f"  {group}: {', '.join(files)}" for group, files in sorted(groups.items()) if files]
         lines.append("")
     lines.append("options (key: type = default):")
     for option in options.listing(command.schema, data):

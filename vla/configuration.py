@@ -14,9 +14,10 @@
 
 Keys that no YAML file mentions take the defaults of the dataclass. A group's file names its dataclass with
 `_target_: package.module.Class` where the field is declared as a base class (see `vla.options`). A file of one's own
-takes a group's place by its path: `model=own_model.yaml`.
+takes a group's place by its path: `model=own_model.yaml`, `experiment=own_experiment.yaml`.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,21 +64,26 @@ def compose_data(
     """Plain data: the YAML files chosen, defaults of `schema`, overrides; types are not checked yet."""
     folder = folder or config_folder()
     parsed = [_parse(text) for text in overrides]
-    found = available_groups(folder) if config_name else {}
-    used = {"experiment", *options.fill(schema, {})}
-    groups = {group: files for group, files in found.items() if group in used}
+    groups = available_groups(folder, schema) if config_name else {}
     choices = [(key, value) for key, value in parsed if key in groups and not isinstance(value, dict)]
     values = [item for item in parsed if item not in choices]
-    own = [(key, Path(value)) for key, value in choices if str(value).endswith(".yaml") and key != "experiment"]
-    choices = [(key, value) for key, value in choices if key not in dict(own)]
+    own = {key: Path(value) for key, value in choices if str(value).endswith(".yaml")}
+    choices = [(key, value) for key, value in choices if key not in own]
     for group, choice in choices:
         if choice is not None and str(choice) not in groups[group]:
             hint = options.nearest(str(choice), groups[group])
             raise ConfigError(f"{group}={choice}: no such file in {folder / group}; {hint}", code="CONFIG")
-    composed = _compose_files(folder, config_name, choices) if config_name else {}
-    composed.update({group: _own_file(file) for group, file in own})
+    chosen = {group for group, _ in choices} | {*own}
+    experiment = own.pop("experiment", None)
+    named = dict(choices).get("experiment")
+    if experiment or named is not None:
+        foreign = _foreign(experiment or folder / f"experiment/{named}.yaml", schema)
+        if foreign:
+            told = f"experiment={experiment or named} is for another command: it sets {', '.join(foreign)}"
+            raise ConfigError(told, code="CONFIG")
+    composed = _compose_files(folder, config_name, choices, experiment) if config_name else {}
+    composed.update({group: _own_file(file) for group, file in own.items()})
     if base is not None:
-        chosen = {group for group, _ in [*choices, *own]}
         if "experiment" in chosen:
             raise ConfigError("experiment= lays options over those of from=: give one of the two", code="CONFIG")
         composed = {k: v for k, v in base.items() if k not in chosen} | {k: composed[k] for k in chosen & {*composed}}
@@ -92,13 +98,27 @@ def compose_data(
     return {str(key): value for key, value in data.items()}
 
 
-def available_groups(folder: Path) -> dict[str, list[str]]:
-    """Group name -> the files that may be chosen for it."""
+def available_groups(folder: Path, schema: type) -> dict[str, list[str]]:
+    """Group name -> the files that may be chosen for it, of the groups that a command with this `schema` has."""
+    used = {"experiment", *options.fill(schema, {})}
     groups: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*/**/*.yaml")):
         group, option = file.relative_to(folder).with_suffix("").as_posix().split("/", 1)
-        groups.setdefault(group, []).append(option)
+        if group in used:
+            groups.setdefault(group, []).append(option)
     return groups
+
+
+def experiments(folder: Path, schema: type) -> list[str]:
+    """The experiments that set nothing but what a command with this `schema` has."""
+    found = available_groups(folder, schema).get("experiment", [])
+    return [name for name in found if not _foreign(folder / f"experiment/{name}.yaml", schema)]
+
+
+def _foreign(experiment: Path, schema: type) -> list[str]:
+    """What an experiment sets that `schema` doesn't have."""
+    told = _own_file(experiment)
+    return sorted({*map(str, told)} - {"defaults", *options.fill(schema, {})}) if isinstance(told, dict) else []
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -116,12 +136,18 @@ def _parse(text: str) -> tuple[str, Any]:
     return key, override.value()
 
 
-def _compose_files(folder: Path, config_name: str, choices: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _compose_files(
+    folder: Path, config_name: str, choices: Sequence[tuple[str, Any]], experiment: Path | None
+) -> dict[str, Any]:
     if not (folder / f"{config_name}.yaml").is_file():
         raise ConfigError(f"no configs/{config_name}.yaml in {folder}: reinstall simreal", code="CONFIG")
     lines = [f"~{group}" if choice is None else f"{group}={choice}" for group, choice in choices]
     try:
-        with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
+        with tempfile.TemporaryDirectory() as beside, initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            if experiment:  # in a folder of its own, which Hydra searches after the others
+                Path(beside, "experiment").mkdir()
+                Path(beside, "experiment/own.yaml").write_text(f"# @package _global_\n{experiment.read_text('utf-8')}")
+                lines += [f"hydra.searchpath=[file://{beside}]", "experiment=own"]
             composed = OmegaConf.to_container(compose(config_name, overrides=lines), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"configs/{config_name}.yaml: {error}", code="CONFIG") from error

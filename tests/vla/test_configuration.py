@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from vla import options
-from vla.configuration import available_groups, load
+from vla.configuration import available_groups, experiments, load
 from vla.errors import ConfigError
 
 
@@ -78,6 +78,14 @@ class Run:
     part: Part = field(default_factory=Wheel)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """variants: what is compared; seed: of all."""
+
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    seed: int = 0
+
+
 FILES = {
     "run.yaml": (
         "defaults: [{env: calm}, {part: wheel}, {algorithm: ppo}, _self_, {experiment: null}]\n"
@@ -95,6 +103,7 @@ FILES = {
     "experiment/big.yaml": (
         "# @package _global_\ndefaults: [{override /env: windy}]\nseed: 7\nalgorithm: {level: action}\n"
     ),
+    "experiment/sweep.yaml": "# @package _global_\nseed: 7\nvariants: {a: []}\n",
 }
 
 
@@ -129,6 +138,21 @@ def test_experiment_lies_over_the_primary_file_and_under_the_command_line(folder
     assert compose(folder, "experiment=big", "seed=9").seed == 9
 
 
+@pytest.mark.parametrize("header", ["", "# @package _global_\n"])
+def test_an_experiment_of_ones_own_is_taken_by_its_path(folder: Path, tmp_path: Path, header: str) -> None:
+    own = tmp_path / "elsewhere/big.yaml"  # also the name of one of the project's
+    own.parent.mkdir()
+    own.write_text(f"{header}defaults: [{{override /env: windy}}]\nseed: 8\n")
+    config = compose(folder, f"experiment={own}", "env.parallel=5")
+    assert (config.seed, config.env, config.algorithm.level) == (8, WindyEnv(parallel=5, wind=3.0), "token")
+    own.write_text("variants: {a: []}\n")
+    assert "for another command: it sets variants" in refusal(folder, f"experiment={own}")
+
+
+def test_a_command_offers_the_experiments_that_it_can_take(folder: Path) -> None:
+    assert experiments(folder, Run) == ["big"] and experiments(folder, Sweep) == ["sweep"]
+
+
 def test_overrides_reach_keys_that_only_the_dataclass_has(folder: Path) -> None:
     config = compose(folder, "limit=1e3", "weights.grasp=2", "algorithm.betas=[0,0.5]", "out=a folder (1)")
     assert config.limit == 1000 and isinstance(config.limit, int)
@@ -155,7 +179,9 @@ def test_overrides_reach_keys_that_only_the_dataclass_has(folder: Path) -> None:
         ("part=none", "'part._target_' is required: name the Part as _target_: package.module.Class"),
         ("part=missing", "put its folder on PYTHONPATH"),
         ("env=absent.yaml", "absent.yaml can't be read"),
-        ("experiment=absent.yaml", "experiment=absent.yaml: no such file"),
+        ("experiment=absent.yaml", "absent.yaml can't be read"),
+        ("experiment=bigger", "experiment=bigger: no such file"),
+        ("experiment=sweep", "experiment=sweep is for another command: it sets variants"),
         ("seed=abc", "'seed': expected int, found 'abc'"),
         ("seed=1.5", "'seed': expected int, found 1.5"),
         ("seed=true", "'seed': expected int, found True"),
@@ -232,4 +258,4 @@ def test_option_texts_come_from_the_docstrings() -> None:
 
 
 def test_groups_are_the_folders(folder: Path) -> None:
-    assert available_groups(folder)["env"] == ["calm", "foreign", "typo", "windy"]
+    assert available_groups(folder, Run)["env"] == ["calm", "foreign", "typo", "windy"]
