@@ -23,6 +23,7 @@ from vla.message_types import header
 from vla.policy import Policy
 from vla.statistics import ArrayStatistics, Statistics
 from vla.tokenizer import train_tokenizer
+from vla.types import Observation
 
 graphics.choose()  # before any test imports mujoco
 
@@ -39,6 +40,7 @@ KINDS = {
     "wrist/image_raw/compressed": "sensor_msgs/msg/CompressedImage", "twin_node/time": "sensor_msgs/msg/TimeReference",
 }  # fmt: skip
 Edit = Callable[[str, float, dict[str, Any]], dict[str, Any] | None]
+Observe = Callable[[Mapping[str, Any], str], Observation]
 
 
 def untrained() -> Policy:
@@ -78,15 +80,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record() -> Callable[..., Path]:
     """record(folder, policy, seconds, number, edit=...): an episode in which the policy acted, as it is recorded.
 
-    The observations are made without the assembler, as the simulator makes them. edit(topic, s since the beginning,
-    message): another message in its place, or None for none. pace: of a twin, simulated over passed time.
-    attached: more attachments, name -> text.
+    The observations are made without the assembler, as the simulator makes them, whose adapter is `observe`.
+    edit(topic, s since the beginning, message): another message in its place, or None for none. pace: of a twin,
+    simulated over passed time. attached: more attachments, name -> text.
     """
     return recorded
 
 
 def recorded(folder: Path, policy: Policy, seconds: float = 3.0, number: int = 1, close: bool = True,
              edit: Edit = lambda topic, since, message: message, pace: float | None = None,
+             observe: Observe = observation,
              attached: Mapping[str, str] = {}, **known: Any) -> Path:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     info = EpisodeInfo(number, START, "/left", SENTENCE, **known)
@@ -135,7 +138,7 @@ def recorded(folder: Path, policy: Policy, seconds: float = 3.0, number: int = 1
                 **images, "eef_pos": tool, "eef_quat_wxyz": np.array([0.0, 0.5**0.5, 0.5**0.5, 0.0]),
                 "commanded_pos": wanted, "gripper_width": width, "time": message_time(at),
             }  # fmt: skip
-            seen = observation(native, SENTENCE)
+            seen = observe(native, SENTENCE)
             chunk = policy.act([seen])[0]
             reference = Pose(wanted, np.array([0.5**0.5, 0.5**0.5, 0.0, 0.0]))
             write("chunk", at + 0.05, **chunk_fields(integrate(chunk, reference, 1 / policy.contract.action.rate_hz)))

@@ -194,5 +194,5 @@ class Assembler:
             "commanded_pos": self._commanded(state.stamp).position, "gripper_width": state.gripper_width,
             "time": state.stamp,
         }  # fmt: skip
-        seen = adapter.observation(native, instruction)
+        seen = adapter.observation(native, instruction, tuple(images))
         return replace(seen, stamps={**seen.stamps, **{name: stamp for name, (stamp, _) in images.items()}})

@@ -41,6 +41,7 @@ class Camera:
         an offered one, how far it may in fact stand from where it is thought to.
     pose: of the optical frame; in a policy's contract where it stood in training, in an offered one where it stands by
         its calibration. None: unknown. parent: what it is told in, the robot's base or the tool centre.
+    mirrored: left and right of the images are exchanged, as in LIBERO's published data.
     calibration_age_days: in a policy's contract, how old the calibration may be; it has to be there then. In an offered
         one, how old it is. None: not demanded, or not there.
     """
@@ -56,6 +57,7 @@ class Camera:
     parent: Parent = dataclass_field(default="base", metadata=schema.OPTIONAL)
     pose: Transform | None = dataclass_field(default=None, metadata=schema.OPTIONAL)
     calibration_age_days: float | None = dataclass_field(default=None, metadata=schema.OPTIONAL)
+    mirrored: bool = dataclass_field(default=False, metadata=schema.OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class ActionSemantics:
     frame: the frame of translation and rotation, "base" or "tool".
     max_translation, max_rotation: bound of each component per control step, in the units given (joints: max_rotation).
     rate_hz: control steps per second. chunk: actions per decision. arms: of equal size.
+    relative_to: what a delta is added to at each control step, the pose that was commanded or the one that is measured.
     motion_s: in a policy's contract, how much later than told the arm moved in training, on average; None: not known.
     """
 
@@ -95,6 +98,7 @@ class ActionSemantics:
     gripper: str = GRIPPER_POLARITY
     arms: int = dataclass_field(default=1, metadata=schema.OPTIONAL)  # files of one arm do not tell it
     motion_s: float | None = dataclass_field(default=None, metadata=schema.OPTIONAL)
+    relative_to: Literal["commanded", "measured"] = dataclass_field(default="commanded", metadata=schema.OPTIONAL)
 
     @property
     def grippers(self) -> tuple[int, ...]:
@@ -300,6 +304,13 @@ def _check_camera(camera: Camera, offered: PolicyContract) -> list[Fault]:
         other.color,
         "Convert the images before handing them over.",
     )
+    faults += _differ(
+        "CAMERA_MIRRORED",
+        f"{field}.mirrored",
+        camera.mirrored,
+        other.mirrored,
+        "Load a checkpoint trained on images with the left at the left, or offer such as it was trained on.",
+    )
     if abs(camera.fov_y_deg - other.fov_y_deg) > FOV_TOLERANCE_DEG:
         expected = f"{camera.fov_y_deg:g} +- {FOV_TOLERANCE_DEG:g} deg"
         remedy = "Rectify and crop the image to this vertical field of view, or change the camera."
@@ -364,6 +375,7 @@ def _check_action(action: ActionSemantics, offered: ActionSemantics) -> list[Fau
         ("ACTION_CHUNK", "chunk", train),
         ("ACTION_DIM", "dim", train),
         ("ACTION_ARMS", "arms", train),
+        ("ACTION_REFERENCE", "relative_to", train),
         ("GRIPPER_POLARITY", "gripper", "Convert the gripper command in the adapter and state the polarity."),
     ):
         faults += _differ(code, f"action.{key}", getattr(action, key), getattr(offered, key), remedy)

@@ -1,17 +1,25 @@
 """LIBERO's observations and actions <-> canonical units, on plain arrays."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from deployment import wire
 from vla.adapters import libero as adapter
 from vla.adapters.native import AdapterError
+from vla.adapters.tabletop import tabletop_contract
+from vla.contract import ContractError
+from vla.policy import Policy
+from vla.statistics import ArrayStatistics, Statistics
+from vla.tokenizer import train_tokenizer
 
 
-def native() -> dict[str, Any]:
-    images = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3)).astype(np.uint8)
+def native(height: int = 6) -> dict[str, Any]:
+    images = np.random.default_rng(0).integers(0, 256, (2, height, 8, 3)).astype(np.uint8)
     return {
         "agentview_image": images[0],
         "robot0_eye_in_hand_image": images[1],
@@ -22,6 +30,45 @@ def native() -> dict[str, Any]:
         "time": 1.25,
         "robot0_joint_pos": np.zeros(7),
     }
+
+
+def test_every_path_gives_the_same_bits(tmp_path: Path) -> None:
+    """The simulator, a bundle that was stored, another process, and a policy server's wire, which sends lists."""
+    contract = adapter.libero_contract(8, 4, 0.05, 0.5)
+    action = ArrayStatistics.from_bounds([-0.05] * 3 + [-0.5] * 3 + [0.0], [0.05] * 3 + [0.5] * 3 + [1.0])
+    state = ArrayStatistics.from_bounds([-1.0] * contract.state_size, [1.0] * contract.state_size)
+    model = {
+        "class": "nano", "vision": {"image_size": 8, "widths": [8, 8], "keypoints": 4}, "cameras": 2, "state_dim": 8,
+        "prompt_length": 12, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 32, "chunk": 4, "action_dim": 7,
+        "n_bins": 32, "auxiliary": 0, "pointing": 0,
+    }  # fmt: skip
+    words = train_tokenizer(["pick up the bowl"], 512, 12)
+    own = Policy.untrained(model, contract, Statistics(action, state), words, 3)
+    own.save(tmp_path / "bundle")
+    stored = Policy.load(tmp_path / "bundle", contract, "test")
+    raw = native(8)
+    strided = {key: value[:, ::-1].copy()[:, ::-1] for key, value in raw.items() if "image" in key}
+    other = {
+        **raw, **strided, "base_pos": raw["base_pos"].tolist(), "robot0_eef_quat": [-v for v in raw["robot0_eef_quat"]]
+    }  # fmt: skip
+    direct, again = (adapter.observation(given, sentence) for given, sentence in
+                     ((raw, "pick up the bowl"), (other, "Pick up the bowl ")))  # fmt: skip
+    inputs = own.codec.encode([direct])
+    sent = wire.observation_from(wire.unpack(wire.pack(wire.observation_data(again))))
+    for codec, seen in ((stored.codec, again), (pickle.loads(pickle.dumps(own.codec)), again), (own.codec, sent)):
+        found = codec.encode([seen])
+        for name in ("images", "state", "tokens"):
+            assert getattr(found, name).tobytes() == getattr(inputs, name).tobytes(), name
+    assert own.act([direct])[0].actions.tobytes() == stored.act([sent])[0].actions.tobytes()
+
+
+def test_a_robot_does_not_take_such_a_policy() -> None:
+    """Its cameras mirror nothing, and its deltas are added to the pose that was commanded."""
+    policy = adapter.libero_contract(64, 8, 0.02, 0.06).with_statistics("a" * 64)
+    robot = tabletop_contract(64, 8, 0.02, 0.06)
+    with pytest.raises(ContractError) as caught:
+        policy.check(robot, "policy_node")
+    assert {"CAMERA_MIRRORED", "ACTION_REFERENCE"} <= {*caught.value.codes}
 
 
 def test_an_observation_is_canonical() -> None:

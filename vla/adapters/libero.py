@@ -49,7 +49,7 @@ def libero_contract(image_size: int, chunk: int, max_translation: float, max_rot
             raise AdapterError(Fault("ACTION_BOUND", name, f"0 to {largest[name]:g}", f"{bound:g}", remedy))
 
     def camera(role: Any) -> Camera:
-        return Camera(role, role, image_size, image_size, FOV_Y_DEG[role], 0.02, 2.0)
+        return Camera(role, role, image_size, image_size, FOV_Y_DEG[role], 0.02, 2.0, mirrored=True)
 
     return PolicyContract(
         version=CONTRACT_VERSION,
@@ -64,6 +64,7 @@ def libero_contract(image_size: int, chunk: int, max_translation: float, max_rot
             max_rotation=float(max_rotation),
             rate_hz=RATE_HZ,
             chunk=chunk,
+            relative_to="measured",
         ),
         instruction=Instruction(BARE_INSTRUCTION, None),
         statistics_hash=None,

@@ -32,9 +32,9 @@ MAX_ROTATION = 0.057  # rad: it shortens rotations above 0.1 rad, which three co
 JOINTS, FINGERS = 7, 2
 EMBODIMENTS = {JOINTS: "franka", 6: "widowx"}  # by the joints of the arm
 CONTROL_MODES = {
-    "pd_ee_delta_pose": ("delta_ee", "rotvec", 7),
-    "pd_ee_target_delta_pose": ("delta_ee", "rotvec", 7),  # from the pose that was commanded, not from the measured one
-    "pd_joint_delta_pos": ("delta_joint", "none", 8),
+    "pd_ee_delta_pose": ("delta_ee", "rotvec", 7, "measured"),
+    "pd_ee_target_delta_pose": ("delta_ee", "rotvec", 7, "commanded"),
+    "pd_joint_delta_pos": ("delta_joint", "none", 8, "measured"),
 }
 CAMERAS = {"third_person": "base_camera", "wrist": "hand_camera"}  # role -> ManiSkill's name
 
@@ -43,7 +43,7 @@ def action_semantics(
     control_mode: str, chunk: int, rate_hz: float, max_translation: float | None, max_rotation: float | None
 ) -> ActionSemantics:
     """Of one of ManiSkill's control modes; bounds per step in m and rad, None for the largest."""
-    mode, turned, dim = CONTROL_MODES[control_mode]
+    mode, turned, dim, reference = CONTROL_MODES[control_mode]
     largest = {"max_translation": STEP, "max_rotation": MAX_ROTATION if mode == "delta_ee" else STEP}
     asked = {"max_translation": max_translation, "max_rotation": max_rotation}
     bounds = {name: float(largest[name] if bound is None else bound) for name, bound in asked.items()}
@@ -51,7 +51,7 @@ def action_semantics(
         if not 0 < bound <= largest[name]:
             remedy = "Choose a smaller one; ManiSkill would cut what is above."
             raise AdapterError(Fault("ACTION_BOUND", name, f"0 to {largest[name]:g}", f"{bound:g}", remedy))
-    kinds: Any = {"control_mode": mode, "rotation": turned, **bounds}
+    kinds: Any = {"control_mode": mode, "rotation": turned, "relative_to": reference, **bounds}
     return ActionSemantics(**kinds, frame="base", rate_hz=float(rate_hz), chunk=chunk, dim=dim)
 
 

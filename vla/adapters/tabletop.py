@@ -5,7 +5,7 @@ and `eef_quat_wxyz` `[4]` (tool centre in the base frame, MuJoCo's order), `comm
 reference that the controller follows), `gripper_width` in m, `time` in s. Other keys (`qpos`) are left alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,12 @@ def camera_pose(name: str) -> tuple[Parent, Transform]:
     return "tool", Transform.from_matrix(made)
 
 
-def observation(native: Mapping[str, Any], instruction: str) -> Observation:
-    """Canonical observation; images are passed on, not copied. Everything is stamped with the native time."""
-    missing = [key for key in (*CAMERAS, *NATIVE_STATE) if key not in native]
+def observation(native: Mapping[str, Any], instruction: str, cameras: Sequence[str] = CAMERAS) -> Observation:
+    """Canonical observation; images are passed on, not copied. Everything is stamped with the native time.
+
+    cameras: those that a robot has, where they are others.
+    """
+    missing = [key for key in (*cameras, *NATIVE_STATE) if key not in native]
     if missing:
         remedy = "Read the whole state of the simulator before building the observation."
         raise AdapterError(
@@ -123,10 +126,10 @@ def observation(native: Mapping[str, Any], instruction: str) -> Observation:
     }
     time = float(native["time"])
     return Observation(
-        images={name: native[name] for name in CAMERAS},
+        images={name: native[name] for name in cameras},
         state=state,
         instruction=instruction,
-        stamps=dict.fromkeys((*CAMERAS, *state), time),
+        stamps=dict.fromkeys((*cameras, *state), time),
     )
 
 
