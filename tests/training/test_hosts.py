@@ -104,8 +104,10 @@ def test_two_hosts_play_what_one_plays(session: list[Node], checkpoint: Path, tm
     assert one[2]["executed"].any() and one[2]["images"][:, 4:].any()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    "rank",
+    [pytest.param(0, marks=pytest.mark.slow, id="all weights"), pytest.param(2, marks=pytest.mark.long, id="adapters")],
+)
 def test_an_update_reaches_the_policy_of_the_other_host(
     session: list[Node], checkpoint: Path, tmp_path: Path, rank: int
 ) -> None:
@@ -125,7 +127,7 @@ def test_an_update_reaches_the_policy_of_the_other_host(
         made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_learners_may_be_where_the_command_is_not(session: list[Node], checkpoint: Path, tmp_path: Path) -> None:
     here, other = session
     made = engine(checkpoint, tmp_path / "run", [other, here])
@@ -140,8 +142,9 @@ def test_learners_may_be_where_the_command_is_not(session: list[Node], checkpoin
         made.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize(
+    "shard", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_learners_on_two_hosts_learn_what_those_of_one_learn(
     session: list[Node], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool
 ) -> None:
@@ -271,7 +274,7 @@ def test_lanes_on_two_hosts_learn(session: list[Node], checkpoint: Path, tmp_pat
     assert not list(Path("/dev/shm").glob(f"{made.name}*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
 def test_without_staleness_lanes_of_another_host_wait_for_the_newest_weights(
@@ -355,7 +358,7 @@ def test_when_a_node_is_lost_the_lanes_of_the_others_fill_the_updates(
             made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_workers_of_another_host_that_fail_are_replaced_there(
     session: list[Node], checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -382,7 +385,7 @@ def test_workers_of_another_host_that_fail_are_replaced_there(
         made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_node_that_answers_slowly_is_not_lost_and_one_that_is_silent_is(
     session: list[Node], checkpoint: Path, run: Path, capfd: pytest.CaptureFixture[str]
@@ -443,9 +446,11 @@ def train(out: Path, checkpoint: Path, address: str, *options: str) -> "subproce
         )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param("synchronous", marks=pytest.mark.slow), pytest.param("asynchronous", marks=pytest.mark.long)],
+)
 def test_a_node_with_a_network_of_its_own_joins_and_vanishes(checkpoint: Path, run: Path, schedule: str) -> None:
     if why := ray_nodes.why_no_namespace():
         pytest.skip(why)
