@@ -10,7 +10,7 @@ import numpy as np
 from training.envs.libero_process import serve
 from vla import graphics
 
-graphics.choose()
+graphics.choose()  # mujoco, which these import, reads it at its import
 import libero.libero  # noqa: E402
 from libero.libero.envs import OffScreenRenderEnv  # noqa: E402
 

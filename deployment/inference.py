@@ -197,4 +197,5 @@ def blank_observation(contract: PolicyContract, now: float) -> Observation:
         "eef_pos": np.array([0.46, 0.0, 0.22]), "eef_quat_wxyz": np.array([w, x, y, z]),
         "commanded_pos": np.array([0.46, 0.0, 0.22]), "gripper_width": 0.08, "time": now,
     }  # fmt: skip
-    return adapter.observation(native, "put the red cube on the plate")
+    cameras = [camera.name for camera in contract.cameras]
+    return adapter.observation(native, "put the red cube on the plate", cameras)

@@ -309,7 +309,7 @@ def _check_camera(camera: Camera, offered: PolicyContract) -> list[Fault]:
         f"{field}.mirrored",
         camera.mirrored,
         other.mirrored,
-        "Load a checkpoint trained on images with the left at the left, or offer such as it was trained on.",
+        "Load a checkpoint that was trained on such images; nothing is mirrored on the way.",
     )
     if abs(camera.fov_y_deg - other.fov_y_deg) > FOV_TOLERANCE_DEG:
         expected = f"{camera.fov_y_deg:g} +- {FOV_TOLERANCE_DEG:g} deg"

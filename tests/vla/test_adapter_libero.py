@@ -33,7 +33,7 @@ def native(height: int = 6) -> dict[str, Any]:
 
 
 def test_every_path_gives_the_same_bits(tmp_path: Path) -> None:
-    """The simulator, a bundle that was stored, another process, and a policy server's wire, which sends lists."""
+    """The simulator, a bundle that was stored, a codec that was pickled, other readings, a policy server's wire."""
     contract = adapter.libero_contract(8, 4, 0.05, 0.5)
     action = ArrayStatistics.from_bounds([-0.05] * 3 + [-0.5] * 3 + [0.0], [0.05] * 3 + [0.5] * 3 + [1.0])
     state = ArrayStatistics.from_bounds([-1.0] * contract.state_size, [1.0] * contract.state_size)

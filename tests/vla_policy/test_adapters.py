@@ -1,6 +1,7 @@
 """A policy trained in ManiSkill gets the same inputs in the simulator, from ROS 2 messages and from a recording."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,19 @@ import pytest
 from vla_policy import messages
 
 from deployment.franka import ArmState
+from deployment.inference import Inference
 from deployment.replay import play
 from vla.adapters.maniskill import action_semantics, maniskill_contract, observation
 from vla.adapters.tabletop import STATE
-from vla.assembler import Assembler, History
 from vla.contract import ContractError
+from vla.decision import Decision
 from vla.episode_reader import Episode
 from vla.policy import Policy
 from vla.recording import Recording
 from vla.statistics import ArrayStatistics, Statistics
 from vla.streams import Streams
 from vla.tokenizer import train_tokenizer
-from vla.types import Observation, Pose
+from vla.types import ActionChunk, ModelInputs, Observation, Pose
 
 SENTENCE = "put the red cube on the plate"
 DOWN = np.array([0.5**0.5, 0.5**0.5, 0.0, 0.0])  # xyzw
@@ -64,41 +66,48 @@ def trained_in_maniskill(control_mode: str = "pd_ee_target_delta_pose") -> Polic
     return Policy.untrained(model, contract, Statistics(action, state), train_tokenizer([SENTENCE], 512, 48), 3)
 
 
-class Sink(Assembler):
-    """As policy_node has it."""
+def served(policy: Policy, raw: Mapping[str, Any]) -> tuple[Decision, ModelInputs]:
+    """What policy_node decides on messages of these readings, and on which inputs."""
+    found: list[Decision] = []
+    encoded: list[ModelInputs] = []
 
-    def __init__(self, policy: Policy):
-        self.history = History()
-        super().__init__(policy.contract, self.history.at)
+    class Actor:
+        contract = policy.contract
 
-    def commanded(self, stamp: float, pose: Pose) -> None:
-        self.history.add(stamp, pose)
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            encoded.append(policy.codec.encode(observations))
+            return policy.act(observations)
 
-
-def through_ros(policy: Policy, raw: Mapping[str, Any]) -> Observation:
-    sink = Sink(policy)
-    streams, stamp = Streams(sink), raw["time"]
-    tool = Pose(raw["eef_pos"], DOWN)
+    stamp, tool = raw["time"], Pose(raw["eef_pos"], DOWN)
+    inference = Inference(Actor(), lambda waypoints: None, clock=lambda: stamp, on_decision=found.append)
+    inference.instruction = "Put the red cube on the plate "
+    inference.warm_up()
+    streams = Streams(inference)
     state = ArmState(stamp, np.full(7, 0.1), np.zeros(7), tool, raw["gripper_width"])
     streams.image("third_person", messages.image_message(raw["third_person"], stamp, "third_person"))
     streams.joints(messages.joint_message(state, "fr3", True))
     streams.pose(messages.pose_message(tool, stamp, "fr3_link0"))
     streams.commanded(messages.pose_message(Pose(raw["commanded_pos"], DOWN), stamp, "fr3_link0"))
-    seen = sink.observation("Put the red cube on the plate ")
-    assert seen is not None
-    return seen
+    inference.start()
+    inference.due(stamp)
+    until = time.monotonic() + 10
+    while not found and time.monotonic() < until:
+        time.sleep(0.01)
+    assert found, inference.fault()
+    inference.close()
+    return found[0], encoded[-1]
 
 
-def test_simulator_and_ros_give_the_same_bits() -> None:
+def test_simulator_and_policy_node_give_the_same_bits() -> None:
     policy = trained_in_maniskill()
     for seed in range(5):
         raw = native(seed)
-        simulated, served = as_in_maniskill(raw, SENTENCE), through_ros(policy, raw)
-        ours, theirs = (policy.codec.encode([seen]) for seen in (simulated, served))
+        simulated = as_in_maniskill(raw, SENTENCE)
+        (ours,), inputs = policy.act([simulated]), policy.codec.encode([simulated])
+        decision, theirs = served(policy, raw)
         for name in ("images", "state", "tokens"):
-            assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes(), name
-        one, other = (policy.act([seen])[0] for seen in (simulated, served))
-        assert one.actions.tobytes() == other.actions.tobytes() and one.stamp == other.stamp
+            assert getattr(inputs, name).tobytes() == getattr(theirs, name).tobytes(), name
+        assert decision.chunk.actions.tobytes() == ours.actions.tobytes() and decision.chunk.stamp == ours.stamp
 
 
 def test_a_recording_gives_them_again(tmp_path: Path, record: Callable[..., Path]) -> None:

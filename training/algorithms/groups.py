@@ -66,8 +66,8 @@ class Grouped(Algorithm):
     refills: so many further rounds are played at most until as many groups as wanted are left.
     """
 
-    group_size: int = 8  # type: ignore[misc]
-    groups: int = 32  # type: ignore[misc]
+    group_size: int = 8
+    groups: int = 32
     filter_groups: bool = True
     band: tuple[float, float] | None = None
     refills: int = 3
@@ -86,7 +86,7 @@ class Grouped(Algorithm):
             raise ValueError(f"band must be [low, high], found {list(self.band)}")
 
     @property
-    def filters(self) -> bool:  # type: ignore[override]
+    def filters(self) -> bool:
         return self.band is not None or (self.filter_groups and self.group_size > 1)
 
     @abstractmethod

@@ -67,7 +67,7 @@ def test_the_same_compiled(kind: Policy, inputs: Inputs, close: Close) -> None:
     compare(kind, "compile", inputs, close, 1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("how", ["graph", "compile"])
 def test_the_same_from_cuda_graphs(kind: Policy, inputs: Inputs, close: Close, how: Speedup) -> None:
     kind.model.to("cuda")
