@@ -20,7 +20,7 @@ from calibration.samples import Mode, prepare
 from deployment import calibration_run as runs
 from deployment import twin_board
 from deployment.arm_geometry import ArmGeometry
-from deployment.calibration_poses import Reach, Region, propose
+from deployment.calibration_poses import LENS_DEG, Reach, Region, propose
 from deployment.calibration_session import Session
 from deployment.franka import ArmConfig
 from vla import configuration
@@ -160,6 +160,8 @@ def _poses(config: CalibrateConfig, count: int, done: int) -> Any:
     robot = configuration.load(ArmConfig, config.arm_id, folder=configuration.config_folder() / "robot")
     home = np.array(robot.home)
     region = Region(ArmGeometry().pose(home))
+    if config.what == "intrinsics":
+        region = replace(region, turn_deg=LENS_DEG)
     rng = np.random.default_rng([config.seed, done])
     return propose(region, Reach(home, home, robot.limits), 3 * count, rng)
 

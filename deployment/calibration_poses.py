@@ -32,6 +32,9 @@ class Region:
     turn_deg: tuple[float, float, float] = (22.0, 22.0, 40.0)
 
 
+LENS_DEG = (38.0, 38.0, 60.0)  # turns that show a lens: of a board that is hardly tilted no principal point follows
+
+
 class Way:
     """A straight way between two poses that begins and ends at rest (minimum jerk, Flash and Hogan 1985)."""
 

@@ -40,7 +40,7 @@ class ManiSkill:
         self.axes: Mapping[str, tuple[str, ...]] = {ONLY: (ONLY,)} if suite is None else suite.axes
         self.controls: tuple[str, ...] = () if suite is None else suite.controls
         self.instructions: tuple[str, ...] = (sentence,) if suite is None else suite.instructions
-        self.privileged_size = 0 if suite is None else suite.privileged_size
+        self.privileged_size = 0 if first.suite is None else first.suite.privileged_size
         self.critic_size = 0 if suite is None else suite.critic_size
         self._variants = (*(v for axis in self.axes.values() for v in axis), *self.controls)
         first.reset(0, ONLY)

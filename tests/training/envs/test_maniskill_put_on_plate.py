@@ -211,6 +211,23 @@ def test_a_camera_at_the_wrist_sees_the_table(rendering: Callable[..., Any]) -> 
 
 
 @needs_assets
+def test_keypoints_of_the_wrist_are_where_its_camera_sees_the_things(rendering: Callable[..., Any]) -> None:
+    env = rendering(**TASK, image_size=64, chunk=1, robot="panda_wristcam")
+    assert env.privileged_size == 17
+    found = []
+    for seed in range(6):
+        env.scatter(0, EpisodeRequest(seed))
+        image = env.observe([0])[0].images["wrist"]
+        x, y = env.privileged([0])[0, -2:]
+        if np.isfinite([x, y]).all():
+            column, row = (int((v + 1) / 2 * 64) for v in (x, y))
+            found.append(image[row, column])
+    plate = np.array(found, int)
+    assert len(plate) >= 3 and (plate[:, 1] - plate[:, 2] > 40).sum() >= len(plate) - 1, plate  # it is yellow
+    env.close()
+
+
+@needs_assets
 @pytest.mark.long
 def test_memory_stays_flat_over_resets(env: Any) -> None:
     process, used = psutil.Process(), []

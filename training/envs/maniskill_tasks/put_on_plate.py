@@ -36,7 +36,7 @@ FOV_Y = 2 * math.atan(240 / 623.588)  # rad, of the middle of the published 640 
 # The published camera, beside the middle of the things, in the frame of a base that faces them.
 CAMERA_OFFSET, CAMERA_TURN = (-0.307, -0.188, 0.36), (0.8992917, -0.09263245, 0.35892478, 0.23209205)
 GRASP, HELD_STEPS = 0.1, 5
-PRIVILEGED = 13  # as in the tabletop: 9 of positions, and 4 for the third-person camera
+POSITIONS, PIXELS = 9, 4  # privileged, as in the tabletop: positions; and for each camera where target and goal are
 CRITIC = 24  # as in the tabletop, without the tilt
 SCATTER = ((-0.12, -0.14, 0.06), (0.12, 0.14, 0.26))  # m from the middle, where the tool may be put
 GRASP_YAW = 2.0  # rad, the largest turn of the hand for a grasp
@@ -49,7 +49,6 @@ class PutOnPlate(Suite):
     axes = VARIANTS
     controls = CONTROLS
     instructions = tuple(SCANS.sentences())
-    privileged_size = PRIVILEGED
     critic_size = CRITIC
 
     def __init__(self, *args: Any, folder: Path | None = None, robot_uids: str = "panda", **kwargs: Any):
@@ -59,6 +58,7 @@ class PutOnPlate(Suite):
             kwargs["obs_mode"] += "+segmentation"
         check_model(robot_uids)
         self.arm = ROBOTS[robot_uids]
+        self.privileged_size = POSITIONS + PIXELS * (1 if self.arm.wrist is None else 2)
         grid = self.arm.tasks.layout
         assert isinstance(grid, Grid)
         self.middle = grid.center
@@ -302,8 +302,21 @@ class PutOnPlate(Suite):
     def privileged(self) -> np.ndarray:
         view = self.expert_view()
         positions = np.stack([view.target, view.goal, view.measured]) - view.commanded
-        pixels = [pixel(self.eye, self.lens, point) for point in (view.target, view.goal)]
+        points = view.target, view.goal
+        pixels = [pixel(self.eye, self.lens, point) for point in points]
+        if self.arm.wrist is not None:
+            pixels += self._at_the_wrist(self.arm.wrist, points)
         return np.concatenate([positions.ravel() / 0.1, *pixels]).astype(np.float32)
+
+    def _at_the_wrist(self, name: str, points: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Image coordinates as of `pixel`; NaN in a scene that has no cameras."""
+        if not self.scene.can_render():
+            return [np.full(2, np.nan)] * len(points)
+        camera = self._sensors[name].camera
+        pose, matrix = camera.get_global_pose().sp, camera.get_intrinsic_matrix()[0].numpy()
+        fx, fy, cx, cy = (float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+        lens = Intrinsics("pinhole", camera.width, camera.height, fx, fy, cx - 0.5, cy - 0.5)
+        return [pixel(pose, lens, point) for point in points]
 
     def critic_state(self, left: float) -> np.ndarray:
         item = self.episode.objects[0].item

@@ -25,7 +25,7 @@ class Robot:
 
     tasks: where things stand for it; rest: joints that keep it away from them, fingers included; arm: its joints;
     down: the tool when it points down, its y axis along which the fingers close; lowest: the tool at a grasp, m;
-    rates: of physics and control.
+    rates: of physics and control. wrist: ManiSkill's name of the camera at the wrist, None where there is none.
     """
 
     tasks: TaskSet
@@ -34,6 +34,7 @@ class Robot:
     down: Rotation
     lowest: float
     rates: SimConfig
+    wrist: str | None = None
 
 
 def _around(tasks: TaskSet, center: tuple[float, float], start: tuple[float, float, float]) -> TaskSet:
@@ -85,7 +86,9 @@ class PublishedWidowX(WidowX250S):
         self.tcp = self.robot.links_map["ee_gripper_link"]
 
 
-ROBOTS: Mapping[str, Robot] = {"panda": PANDA, "panda_wristcam": PANDA, PublishedWidowX.uid: WIDOWX}
+ROBOTS: Mapping[str, Robot] = {
+    "panda": PANDA, "panda_wristcam": replace(PANDA, wrist="hand_camera"), PublishedWidowX.uid: WIDOWX,
+}  # fmt: skip
 
 
 def check_model(uid: str) -> None:

@@ -13,13 +13,14 @@ from vla.tasks.expert import Privileged
 class Suite(BaseEnv):
     """A task of ManiSkill with one environment whose episodes have variants.
 
-    axes, controls, instructions: as in `VectorEnv`; instruction: of the episode that is played.
+    axes, controls, instructions: as in `VectorEnv`; instruction: of the episode that is played. privileged_size: it
+    depends on the robot's cameras.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
     controls: ClassVar[tuple[str, ...]]
     instructions: ClassVar[tuple[str, ...]]
-    privileged_size: ClassVar[int]
+    privileged_size: int
     critic_size: ClassVar[int]
     instruction: str
 
