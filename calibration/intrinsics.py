@@ -19,7 +19,7 @@ BAD_VIEW = 3.0  # times the median error of a view
 ROUNDS = 3  # of leaving out what does not fit
 MIN_TILT_DEG = 12.0  # between the board's normals: of parallel boards the focal length can't be seen
 PINHOLE = cv2.CALIB_FIX_K3  # k3 says nothing at ordinary fields of view and makes the rest uncertain
-SHOWN = 4.0  # standard deviations, from which on a tangential distortion is more than the principal point's noise
+SHOWN = 4.0  # standard deviations, from which on views show a tangential distortion
 MAD = 1.4826
 
 
@@ -151,7 +151,7 @@ def _solve(views: dict[int, View], board: BoardSize, image_size: tuple[int, int]
 
 
 def _solve_pinhole(points: list[np.ndarray], corners: list[np.ndarray], size: tuple[int, int]) -> tuple:
-    """Without tangential distortion, if the views don't show any: it and the principal point stand in for one another."""
+    """Without tangential distortion, if the views show none: it and the principal point stand in for one another."""
     single = [[array.astype(np.float32) for array in arrays] for arrays in (points, corners)]
     for flags in (PINHOLE, PINHOLE | cv2.CALIB_ZERO_TANGENT_DIST):
         _, matrix, distortion, turns, shifts, deviations, _, _ = cv2.calibrateCameraExtended(

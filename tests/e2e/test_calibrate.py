@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +49,7 @@ def test_a_camera_of_the_twin_is_found_checked_and_aligned(tmp_path: Path, camer
     done = vla("calibrate", "intrinsics", *common, "views=20", seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     lens, true = store.read(camera).intrinsics, Intrinsics.from_fov(400, 400, FOV[camera])
-    assert lens.fx == pytest.approx(true.fx, rel=0.01) and abs(lens.cx - true.cx) < 4
-    store.write(replace(store.read(camera), intrinsics=true))  # the pose by itself: the lens has its own figure
+    assert lens.fx == pytest.approx(true.fx, rel=0.01) and abs(lens.cx - true.cx) < 3
     done = vla("calibrate", "handeye", *common, seconds=600)
     assert done.returncode == 0 and "good:" in done.stdout, done.stdout + done.stderr
     found, (_, pose) = store.read(camera).mount, camera_pose(camera)
