@@ -19,7 +19,7 @@ BAD_VIEW = 3.0  # times the median error of a view
 ROUNDS = 3  # of leaving out what does not fit
 MIN_TILT_DEG = 12.0  # between the board's normals: of parallel boards the focal length can't be seen
 PINHOLE = cv2.CALIB_FIX_K3  # k3 says nothing at ordinary fields of view and makes the rest uncertain
-SHOWN = 4.0  # standard deviations, from which on views show a tangential distortion
+TANGENTIAL = 5e-4  # standard deviation of a lens's tangential coefficients
 MAD = 1.4826
 
 
@@ -151,17 +151,22 @@ def _solve(views: dict[int, View], board: BoardSize, image_size: tuple[int, int]
 
 
 def _solve_pinhole(points: list[np.ndarray], corners: list[np.ndarray], size: tuple[int, int]) -> tuple:
-    """Without tangential distortion, if the views show none: it and the principal point stand in for one another."""
-    single = [[array.astype(np.float32) for array in arrays] for arrays in (points, corners)]
-    for flags in (PINHOLE, PINHOLE | cv2.CALIB_ZERO_TANGENT_DIST):
-        _, matrix, distortion, turns, shifts, deviations, _, _ = cv2.calibrateCameraExtended(
-            single[0], single[1], size, None, None, flags=flags
-        )
-        if (np.abs(distortion.ravel()[2:4]) > SHOWN * deviations.ravel()[6:8]).any():
-            break
+    """The tangential distortion and the principal point stand in for one another where boards are tilted little: what
+    lenses usually have of the former (`TANGENTIAL`) counts beside what the views say, each by its variance."""
+    arrays = [[array.astype(np.float32) for array in given] for given in (points, corners)]
+    _, matrix, distortion, *_, deviations, _, _ = cv2.calibrateCameraExtended(*arrays, size, None, None, flags=PINHOLE)
+    free = deviations.ravel().copy()
+    share = TANGENTIAL**2 / (TANGENTIAL**2 + free[6:8] ** 2)
+    distortion.ravel()[2:4] *= share
+    flags = PINHOLE | cv2.CALIB_USE_INTRINSIC_GUESS | cv2.CALIB_FIX_TANGENT_DIST
+    _, matrix, distortion, turns, shifts, deviations, _, _ = cv2.calibrateCameraExtended(
+        *arrays, size, matrix, distortion, flags=flags
+    )
+    fixed = deviations.ravel()
+    sigma = np.sqrt(fixed[:4] ** 2 + share.mean() * np.maximum(free[:4] ** 2 - fixed[:4] ** 2, 0.0))
     numbers = tuple(float(v) for v in distortion.ravel()[:5])
     camera = Intrinsics("pinhole", *size, *_lens(matrix), numbers)
-    return camera, tuple(float(v) for v in deviations.ravel()[:4]), turns, shifts
+    return camera, tuple(float(v) for v in sigma), turns, shifts
 
 
 def _solve_fisheye(points: list[np.ndarray], corners: list[np.ndarray], size: tuple[int, int]) -> tuple:

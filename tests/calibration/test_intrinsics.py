@@ -50,11 +50,13 @@ def test_a_known_camera_is_found_and_its_error_told(views: Views, camera: Intrin
     assert found.train_px == pytest.approx(0.42, abs=0.05) and found.test_px == pytest.approx(0.45, abs=0.08)
 
 
-def test_tangential_distortion_is_found_where_there_is_some_and_where_none_is_shown_there_is_none(views: Views) -> None:
+def test_a_lens_is_taken_for_an_ordinary_one_as_far_as_the_views_say_nothing_else(views: Views) -> None:
+    """Tangential distortion: found from tilted boards; of those that hardly tilt no large one is made up."""
     found = intrinsics.calibrate(views(count=40), BOARD, SIZE).intrinsics.distortion
-    assert found[2] == pytest.approx(0.001, abs=3e-4) and found[3] == pytest.approx(-0.0005, abs=3e-4)
+    assert found[2] == pytest.approx(0.001, abs=4e-4) and found[3] == pytest.approx(-0.0005, abs=4e-4)
     plain = replace(PINHOLE, distortion=(0.08, -0.15, 0.0, 0.0, 0.0))
-    assert intrinsics.calibrate(views(plain), BOARD, SIZE).intrinsics.distortion[2:4] == (0.0, 0.0)
+    got = intrinsics.calibrate(views(plain, 12, tilt=14.0), BOARD, SIZE).intrinsics
+    assert np.abs(got.distortion[2:4]).max() < 3e-4 and np.hypot(got.cx - plain.cx, got.cy - plain.cy) < 4.0
 
 
 def test_views_and_corners_that_do_not_fit_are_left_out(views: Views) -> None:
