@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from training.envs.maniskill_tasks import assets
 from training.envs.maniskill_tasks.pictures import compose
 from training.envs.maniskill_tasks.reading import force, pixel, place, rotation, speed, wxyz
-from training.envs.maniskill_tasks.robots import ROBOTS, check_model
+from training.envs.maniskill_tasks.robots import ROBOTS, check_model, look_as_its_box
 from training.envs.maniskill_tasks.suite import Suite
 from vla.rig import Intrinsics
 from vla.tasks.expert import Manner, Privileged
@@ -85,6 +85,8 @@ class PutOnPlate(Suite):
 
     def _load_agent(self, options: dict[str, Any], *_: Any, **__: Any) -> None:
         super()._load_agent(options, sapien.Pose())
+        if self.arm.wrist is not None and self.scene.can_render():
+            look_as_its_box(self.agent.robot.links_map["camera_link"])
 
     def _load_lighting(self, options: dict[str, Any]) -> None:
         self.scene.set_ambient_light([0.3, 0.3, 0.3])

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import sapien
 from mani_skill.agents.controllers.pd_ee_pose import PDEEPoseControllerConfig
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosMimicControllerConfig
 from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
 from mani_skill.agents.robots.widowx.widowx import WidowX250S
+from mani_skill.utils.structs.link import Link
 from mani_skill.utils.structs.types import SimConfig
 from scipy.spatial.transform import Rotation
 
@@ -89,6 +91,20 @@ class PublishedWidowX(WidowX250S):
 ROBOTS: Mapping[str, Robot] = {
     "panda": PANDA, "panda_wristcam": replace(PANDA, wrist="hand_camera"), PublishedWidowX.uid: WIDOWX,
 }  # fmt: skip
+
+
+def look_as_its_box(link: Link) -> None:
+    """A link's collision box in place of its mesh. The camera's has 425,160 triangles, three times as many as the arm,
+    which take two thirds of the time of an image on the processor."""
+    entity, collision = link._objs[0].entity, link._objs[0].collision_shapes[0]
+    shape = sapien.render.RenderShapeBox(
+        collision.half_size, sapien.render.RenderMaterial(base_color=[0.7] * 3 + [1.0])
+    )
+    shape.local_pose = collision.local_pose
+    entity.remove_component(entity.find_component_by_type(sapien.render.RenderBodyComponent))
+    body = sapien.render.RenderBodyComponent()
+    body.attach(shape)
+    entity.add_component(body)
 
 
 def check_model(uid: str) -> None:
