@@ -211,6 +211,21 @@ def test_a_camera_at_the_wrist_sees_the_table(rendering: Callable[..., Any]) -> 
 
 
 @needs_assets
+def test_a_thing_that_has_fallen_off_the_table_spoils_no_sample(seeing: Any) -> None:
+    import sapien
+    import torch
+
+    seeing.reset(0, EpisodeRequest(0))
+    task = seeing.slots[0].suite
+    with torch.inference_mode():
+        task.objects[0].set_pose(sapien.Pose([1.5, 0.0, -20.0]))
+        task.objects[0].set_linear_velocity(torch.tensor([0.0, 0.0, -20.0]))
+    told, critic = seeing.privileged([0])[0], seeing.critic_state([0])[0]
+    assert np.isnan(told[:3]).all() and np.isnan(told[9:11]).all() and np.isfinite(told[3:9]).all()
+    assert np.abs(critic).max() <= 10.0 and critic.shape == (seeing.critic_size,)
+
+
+@needs_assets
 def test_keypoints_of_the_wrist_are_where_its_camera_sees_the_things(rendering: Callable[..., Any]) -> None:
     env = rendering(**TASK, image_size=64, chunk=1, robot="panda_wristcam")
     assert env.privileged_size == 17

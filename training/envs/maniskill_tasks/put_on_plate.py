@@ -37,8 +37,10 @@ FOV_Y = 2 * math.atan(240 / 623.588)  # rad, of the middle of the published 640 
 CAMERA_OFFSET, CAMERA_TURN = (-0.307, -0.188, 0.36), (0.8992917, -0.09263245, 0.35892478, 0.23209205)
 GRASP, HELD_STEPS = 0.1, 5
 POSITIONS, PIXELS = 9, 4  # privileged, as in the tabletop: positions; and for each camera where target and goal are
-CRITIC = 24  # as in the tabletop, without the tilt
+CRITIC = 27  # as in the tabletop; the tilt is what the hand still has to turn for the grasp
 SCATTER = ((-0.12, -0.14, 0.06), (0.12, 0.14, 0.26))  # m from the middle, where the tool may be put
+FAR = 1.0  # m from the commanded tool: what is further away has rolled off the table, and falls for ever
+FAST = 2.0  # m/s
 GRASP_YAW = 2.0  # rad, the largest turn of the hand for a grasp
 
 
@@ -277,14 +279,18 @@ class PutOnPlate(Suite):
         turns = (along + k * symmetry for k in range(-4, 5))
         return min((turn for turn in turns if abs(turn) < GRASP_YAW), key=lambda turn: abs(turn - present))
 
+    def _tilt(self, turn: Rotation) -> np.ndarray:
+        """What the tool, as commanded, still has to turn for the grasp; rotation vector `[3]`, rad."""
+        if not self.held_steps:
+            self.yaw = self._wanted_yaw(float((turn * self.arm.down.inv()).as_euler("xyz")[2]))
+        left: np.ndarray = (Rotation.from_euler("z", self.yaw) * self.arm.down * turn.inv()).as_rotvec()
+        return left
+
     def expert_view(self) -> Privileged:
         item, goal = self.episode.objects[0].item, self.episode.receptacles[0].item
         assert isinstance(item, Scan)
         commanded, turn = self._commanded()
-        present = (turn * self.arm.down.inv()).as_euler("xyz")[2]
-        if not self.held_steps:
-            self.yaw = self._wanted_yaw(float(present))
-        tilt = (Rotation.from_euler("z", self.yaw) * self.arm.down * turn.inv()).as_rotvec()
+        tilt = self._tilt(turn)
         box = goal.parts[0]
         center = place(self.receptacles[0]) + rotation(self.receptacles[0].pose).apply(box.offset)
         return Privileged(
@@ -304,6 +310,7 @@ class PutOnPlate(Suite):
     def privileged(self) -> np.ndarray:
         view = self.expert_view()
         positions = np.stack([view.target, view.goal, view.measured]) - view.commanded
+        positions[np.linalg.norm(positions, axis=1) > FAR] = np.nan
         points = view.target, view.goal
         pixels = [pixel(self.eye, self.lens, point) for point in points]
         if self.arm.wrist is not None:
@@ -323,11 +330,12 @@ class PutOnPlate(Suite):
     def critic_state(self, left: float) -> np.ndarray:
         item = self.episode.objects[0].item
         target, goal, tool = self._grasp_place(), place(self.receptacles[0]), self._tool()
-        commanded, _ = self._commanded()
+        commanded, turn = self._commanded()
         lengths = (
             *(target - tool), *(goal - tool), *(commanded - tool), tool[2], target[2], *(commanded - self.heading),
             self.width(), item.radius, item.half_height,
         )  # fmt: skip
         flags = (self.held_steps > 0, self.was_grasped, self.was_held)
         velocity = self.objects[0].linear_velocity[0].tolist()
-        return np.array([*(length / 0.1 for length in lengths), *velocity, *flags, left], np.float32)
+        others = (*np.clip(velocity, -FAST, FAST), *flags, *self._tilt(turn), left)
+        return np.array([*np.clip(lengths, -FAR, FAR) / 0.1, *others], np.float32)
