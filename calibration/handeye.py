@@ -6,8 +6,8 @@ taken as quadratic around that view's own best pose, which is exact to first ord
 milliseconds. Views that don't fit count less, or not at all.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import chi2
@@ -16,7 +16,8 @@ from calibration import board as boards
 from calibration.closed_form import METHODS, pairs
 from calibration.rendering import project
 from calibration.rigid import average_rotation, cross, distance, exponential, inverse, logarithm
-from calibration.samples import Seen
+from calibration.samples import Mode, Sample, Seen, prepare
+from vla.rig import BoardSize, Intrinsics
 
 ROUNDS = 15
 DOUBT = float(np.sqrt(chi2.ppf(0.975, 6)))  # Mahalanobis distance from which on a view counts less
@@ -253,6 +254,23 @@ def bootstrap(seen: Seen, found: Fit, noise: RobotNoise, free: Freedom, rng: np.
     errors -= errors.mean(0)
     low, high = np.percentile(errors, [2.5, 97.5], axis=0)
     return low, high, errors.std(0)
+
+
+def lens_doubt(
+    samples: Sequence[Sample], camera: Intrinsics, deviations: tuple[float, float, float, float], size: BoardSize,
+    mode: Mode, found: HandEyeResult, with_scale: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Standard deviations `[6]` of the camera's pose, as `HandEyeResult.sigma`, for those of its lens.
+
+    deviations: of fx, fy, cx, cy in px, taken as independent: the pose is found again with each of them off by as much.
+    """
+    squares = np.zeros(6)
+    for name, off in zip(("fx", "fy", "cx", "cy"), deviations, strict=True):
+        seen = prepare(samples, replace(camera, **{name: getattr(camera, name) + off}), size, mode)
+        other = robust(seen, (found.camera, found.board), RobotNoise(), Freedom(scale=with_scale))
+        squares += logarithm(inverse(found.camera) @ other.camera) ** 2
+    doubt: np.ndarray = np.sqrt(squares)
+    return doubt
 
 
 def held_out(seen: Seen, found: Fit, noise: RobotNoise, free: Freedom) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from vla.rig import BoardSize, CameraCalibration, Intrinsics, Measured, Mount, S
 
 What = Literal["board", "intrinsics", "handeye", "latency", "check", "align"]
 CONSOLE = Console(soft_wrap=True)
+LENS_SIGMA = ("fx_px", "fy_px", "cx_px", "cy_px")  # names in the store
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _intrinsics(config: CalibrateConfig, stations: Stations) -> int:
     size = image.shape[1], image.shape[0]
     found = intrinsics.calibrate(session.views, config.target, size, config.model)
     lens = found.intrinsics
-    sigma = dict(zip(("fx_px", "fy_px", "cx_px", "cy_px"), found.sigma, strict=True))
+    sigma = dict(zip(LENS_SIGMA, found.sigma, strict=True))
     CONSOLE.print(
         f"fx {lens.fx:.2f} +- {found.sigma[0]:.2f}, fy {lens.fy:.2f} +- {found.sigma[1]:.2f}, cx {lens.cx:.2f} +- "
         f"{found.sigma[2]:.2f}, cy {lens.cy:.2f} +- {found.sigma[3]:.2f} px; error {found.train_px:.2f} px, of "
@@ -220,6 +221,11 @@ def _handeye(config: CalibrateConfig, stations: Stations) -> int:
     told = diagnose(session.samples, lens, config.target, config.kind, expected=_expected(config))
     seen = prepare(session.samples, lens, config.target, config.kind)
     found = handeye.calibrate(seen, with_scale=config.scale)
+    scale = lens.width / stored.intrinsics.width
+    fx, fy, cx, cy = (scale * stored.measured.sigma.get(name, 0.0) for name in LENS_SIGMA)
+    off = (fx, fy, cx, cy)
+    doubt = handeye.lens_doubt(session.samples, lens, off, config.target, config.kind, found, config.scale)
+    found = replace(found, sigma=np.hypot(found.sigma, doubt))
     table = Table("method", "position, mm", "apart, mm", "apart, deg", "error, px")
     rows = {"refined": found.camera, **found.methods}
     for name, pose in rows.items():

@@ -42,6 +42,23 @@ def test_a_camera_is_found_to_a_millimetre(mode: Mode) -> None:
     assert np.allclose(handeye.base_offset(found, found.board), np.eye(4))
 
 
+@pytest.mark.parametrize("mode", ["eye_to_hand", "eye_in_hand"])
+def test_what_the_lens_is_uncertain_by_is_in_the_doubt_about_the_pose(mode: Mode) -> None:
+    off, z, z_without = (1.5, 1.5, 3.0, 3.0), [], []
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 10])
+        scene = scenes.make(rng, mode)
+        true = scene.intrinsics
+        fx, fy, cx, cy = np.array([true.fx, true.fy, true.cx, true.cy]) + rng.normal(0, off)
+        lens = replace(true, fx=fx, fy=fy, cx=cx, cy=cy)
+        found = handeye.calibrate(prepare(scene.samples, lens, scene.size, mode), rng=rng)
+        doubt = handeye.lens_doubt(scene.samples, lens, off, scene.size, mode, found)
+        error = logarithm(inverse(found.camera) @ scene.camera)
+        z.append(error / np.hypot(found.sigma, doubt))
+        z_without.append(error / found.sigma)
+    assert 0.5 < np.sqrt(np.mean(np.square(z))) < 1.7 < np.sqrt(np.mean(np.square(z_without)))
+
+
 def test_without_noise_the_truth_is_found_and_a_wrong_scale_too() -> None:
     rng, still = np.random.default_rng(0), handeye.RobotNoise(1e-9, 1e-9)
     scene = scenes.make(rng, pixel_noise=1e-4, noise=still, scale=1.02)
