@@ -52,3 +52,12 @@ def read_image(message: Any) -> tuple[np.ndarray, str]:
     rows = flat.reshape(message.height, message.step)[:, : message.width * channels]
     image = rows.reshape(message.height, message.width, channels)
     return (image[..., ::-1].copy(), "rgb8") if message.encoding == "bgr8" else (image, message.encoding)
+
+
+def read_rgb(message: Any, camera: str) -> np.ndarray:
+    """sensor_msgs/Image or CompressedImage of a camera: uint8 RGB `[H, W, 3]`, of grey ones, too."""
+    image, encoding = read_image(message)
+    if encoding not in ("rgb8", "mono8"):
+        remedy = "Publish rgb8, bgr8 or mono8."
+        raise MessageError(Fault("IMAGE_ENCODING", camera, "rgb8, bgr8 or mono8", encoding, remedy))
+    return np.repeat(image, 3, -1) if encoding == "mono8" else image

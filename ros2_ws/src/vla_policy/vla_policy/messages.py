@@ -24,6 +24,7 @@ from vla.rig import Intrinsics
 from vla.ros_messages import MessageError as MessageError
 from vla.ros_messages import read_image as read_image
 from vla.ros_messages import read_pose as read_pose
+from vla.ros_messages import read_rgb as read_rgb
 from vla.ros_messages import read_width as read_width
 from vla.ros_messages import to_seconds as to_seconds
 from vla.types import Pose

@@ -105,7 +105,7 @@ class StationROS(Client):
                     )  # fmt: skip
                 self._changed.wait(0.1)
             stamp, message = self._image
-        return stamp, _pixels(message, self.camera)
+        return stamp, messages.read_rgb(message, self.camera)
 
     def tool(self, stamp: float) -> np.ndarray:
         end = time.monotonic() + 1.0
@@ -176,7 +176,7 @@ class StationROS(Client):
             frames, self._frames = self._frames, None
         self._where = lambda _: centre
         recorded = [_track(kept, first, end) for kept in (self._commanded, self._poses)]
-        images = [(stamp, arrival, _pixels(message, self.camera)) for stamp, arrival, message in frames]
+        images = [(stamp, arrival, messages.read_rgb(message, self.camera)) for stamp, arrival, message in frames]
         return Motion(recorded[0], recorded[1], images)
 
     # Inside
@@ -223,15 +223,6 @@ class StationROS(Client):
 
     def _on_joints(self, message: JointState) -> None:
         self._joints, self._width = np.array(message.position[:7]), messages.read_width(message)
-
-
-def _pixels(message: Image, camera: str) -> np.ndarray:
-    image, encoding = messages.read_image(message)
-    if encoding not in ("rgb8", "mono8"):
-        raise SimrealError(
-            f"camera {camera} sends {encoding}", code="IMAGE_ENCODING", remedy="Publish rgb8, bgr8 or mono8."
-        )
-    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
 def _track(kept: deque[tuple[float, Pose]], first: float, last: float) -> tuple[np.ndarray, np.ndarray]:

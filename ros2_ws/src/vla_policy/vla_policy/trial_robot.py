@@ -37,7 +37,7 @@ class TrialRobot:
     def __init__(self, conductor: Conductor, checkpoints: Mapping[str, str], acting: str, camera: str,
                  record: Path | None, twin: bool):  # fmt: skip
         self._conductor, self._checkpoints, self._acting = conductor, checkpoints, acting
-        self._record, self._twin = record, twin
+        self._record, self._twin, self._camera = record, twin, camera
         node = conductor.node
         self._nodes = ["policy_node", *["recorder_node"] * (record is not None)]
         self._change = {name: node.create_client(ChangeState, f"{name}/change_state") for name in self._nodes}
@@ -81,7 +81,7 @@ class TrialRobot:
 
     def image(self) -> np.ndarray | None:
         newest = self._image
-        return None if newest is None else messages.read_image(newest)
+        return None if newest is None else messages.read_rgb(newest, self._camera)
 
     def run(self, limit_s: float, stopped: Callable[[], bool]) -> Run:
         self._files = self._names()
