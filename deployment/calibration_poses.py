@@ -20,6 +20,7 @@ TICK = 0.02  # s, of the way's inverse kinematics
 MISS_M, MISS_RAD = 0.004, 0.02  # of the inverse kinematics: beyond, a pose is out of reach
 SPARE_RAD = 0.08  # beyond the margin at which the driver stops
 CANDIDATES = 30  # that are tried for each pose
+LENS_DEG = (38.0, 38.0, 60.0)  # turns that show a lens: of a board that is hardly tilted no principal point follows
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,6 @@ class Region:
     low: tuple[float, float, float] = (-0.08, -0.12, -0.04)
     high: tuple[float, float, float] = (0.08, 0.12, 0.08)
     turn_deg: tuple[float, float, float] = (22.0, 22.0, 40.0)
-
-
-LENS_DEG = (38.0, 38.0, 60.0)  # turns that show a lens: of a board that is hardly tilted no principal point follows
 
 
 class Way:

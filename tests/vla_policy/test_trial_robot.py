@@ -24,9 +24,14 @@ def node() -> Iterator[Any]:
     rclpy.shutdown(context=context)
 
 
+def watching(node: Any) -> TrialRobot:
+    conductor: Any = SimpleNamespace(node=node)  # all that it takes to see
+    return TrialRobot(conductor, {}, "A", "third_person", None, twin=False)
+
+
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8"])
 def test_the_operators_picture_is_rgb(node: Any, encoding: str, until: Callable[..., bool]) -> None:
-    robot = TrialRobot(SimpleNamespace(node=node), {}, "A", "third_person", None, twin=False)  # type: ignore[arg-type]
+    robot = watching(node)
     assert robot.image() is None
     publisher = node.create_publisher(Image, "third_person/image_raw", messages.SENSOR)
     shown = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -50,7 +55,7 @@ def test_the_operators_picture_is_rgb(node: Any, encoding: str, until: Callable[
 
 
 def test_a_camera_without_colours_is_told_what_to_publish(node: Any) -> None:
-    robot = TrialRobot(SimpleNamespace(node=node), {}, "A", "third_person", None, twin=False)  # type: ignore[arg-type]
+    robot = watching(node)
     robot._on_image(Image(height=2, width=2, step=4, encoding="16UC1", data=bytes(8)))
     with pytest.raises(messages.MessageError, match="IMAGE_ENCODING") as caught:
         robot.image()

@@ -16,8 +16,8 @@ class ReinforcePPConfig(Grouped):
     """
 
     normalize_advantages: bool = True
-    group_size: int = 1  # type: ignore[misc]
-    groups: int = 256  # type: ignore[misc]
+    group_size: int = 1
+    groups: int = 256
 
     smallest: ClassVar[int] = 1
 

@@ -218,11 +218,13 @@ def test_a_thing_that_has_fallen_off_the_table_spoils_no_sample(seeing: Any) -> 
     seeing.reset(0, EpisodeRequest(0))
     task = seeing.slots[0].suite
     with torch.inference_mode():
-        task.objects[0].set_pose(sapien.Pose([1.5, 0.0, -20.0]))
         task.objects[0].set_linear_velocity(torch.tensor([0.0, 0.0, -20.0]))
-    told, critic = seeing.privileged([0])[0], seeing.critic_state([0])[0]
-    assert np.isnan(told[:3]).all() and np.isnan(told[9:11]).all() and np.isfinite(told[3:9]).all()
-    assert np.abs(critic).max() <= 10.0 and critic.shape == (seeing.critic_size,)
+    for x, y, z in ((1.5, 0.0, -20.0), (*task.middle, -0.2)):  # far away; and behind the table, but in the image
+        with torch.inference_mode():
+            task.objects[0].set_pose(sapien.Pose([x, y, z]))
+        told, critic = seeing.privileged([0])[0], seeing.critic_state([0])[0]
+        assert np.isnan(told[:3]).all() and np.isnan(told[9:11]).all() and np.isfinite(told[3:9]).all()
+        assert np.abs(critic).max() <= 10.0 and critic.shape == (seeing.critic_size,)
 
 
 @needs_assets
@@ -281,12 +283,11 @@ def test_without_the_assets_where_they_come_from_is_told(monkeypatch: pytest.Mon
 
 
 @needs_assets
-def test_what_does_not_go_together_is_told() -> None:
+def test_what_does_not_go_together_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SimrealError, match="backend=cpu"):
         envs.make("maniskill", 1, **TASK, backend="gpu")
     from training.envs.maniskill_tasks.robots import PublishedWidowX
 
-    if Path(PublishedWidowX.urdf_path).exists():
-        pytest.skip("the WidowX's model is installed")
+    monkeypatch.setattr(PublishedWidowX, "urdf_path", str(tmp_path / "absent.urdf"))
     with pytest.raises(SimrealError, match="download_asset widowx250s"):
         envs.make("maniskill", 1, **TASK, robot="widowx250s_put_on_plate")

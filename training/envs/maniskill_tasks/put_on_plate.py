@@ -39,8 +39,8 @@ GRASP, HELD_STEPS = 0.1, 5
 POSITIONS, PIXELS = 9, 4  # privileged, as in the tabletop: positions; and for each camera where target and goal are
 CRITIC = 27  # as in the tabletop; the tilt is what the hand still has to turn for the grasp
 SCATTER = ((-0.12, -0.14, 0.06), (0.12, 0.14, 0.26))  # m from the middle, where the tool may be put
-FAR = 1.0  # m from the commanded tool: what is further away has rolled off the table, and falls for ever
-FAST = 2.0  # m/s
+FALLEN = -0.02  # m: what is below has rolled off the table, and falls for ever
+FAR, FAST = 1.0, 2.0  # m and m/s, at most what the critic is told
 GRASP_YAW = 2.0  # rad, the largest turn of the hand for a grasp
 
 
@@ -309,9 +309,8 @@ class PutOnPlate(Suite):
 
     def privileged(self) -> np.ndarray:
         view = self.expert_view()
-        positions = np.stack([view.target, view.goal, view.measured]) - view.commanded
-        positions[np.linalg.norm(positions, axis=1) > FAR] = np.nan
-        points = view.target, view.goal
+        points = [p if p[2] > FALLEN else np.full(3, np.nan) for p in (view.target, view.goal)]
+        positions = np.stack([*points, view.measured]) - view.commanded
         pixels = [pixel(self.eye, self.lens, point) for point in points]
         if self.arm.wrist is not None:
             pixels += self._at_the_wrist(self.arm.wrist, points)
