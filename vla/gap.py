@@ -133,7 +133,9 @@ def compare(points: list[dict[str, Any]], worlds: list[World]) -> dict[str, Any]
 
 
 def _show(console: Console, found: Mapping[str, Any]) -> None:
-    table = Table("checkpoint", "variant", "simulator", *found["worlds"])
+    table = Table()
+    for name in ("checkpoint", "variant", "simulator", *found["worlds"]):
+        table.add_column(name, overflow="fold")  # a narrow terminal breaks names, it hides none
     for point in found["points"]:
         cells = [_cell(point[world]) for world in ("simulator", *found["worlds"])]
         table.add_row("/".join(Path(point["checkpoint"]).parts[-2:]), point["variant"], *cells)
