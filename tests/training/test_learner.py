@@ -146,6 +146,17 @@ def test_critic_and_eyes_learn(build: Build) -> None:
     assert last["privileged_loss"] < 0.5 * first["privileged_loss"]
 
 
+def test_the_eyes_begin_slowly(build: Build) -> None:
+    """At full rate a new optimizer's first steps move keypoints farther than the policy behind them can follow."""
+    learner = build(replace(CONFIG, warmup_iterations=4, schedule="linear"))
+    rates = []
+    for iteration in (0, 1, 4, 9):
+        learner.update(iteration)
+        assert learner.seeing_optimizer is not None
+        rates.append(learner.seeing_optimizer.param_groups[0]["lr"] / CONFIG.perception_learning_rate)
+    assert rates == pytest.approx([0.25, 0.5, 0.64, 0.19])
+
+
 def test_a_saved_state_brings_all_optimizers_back(build: Build, tmp_path: Path) -> None:
     learner = build(CONFIG)
     for iteration in (0, 1):

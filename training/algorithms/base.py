@@ -66,7 +66,7 @@ class Algorithm(ABC):
         and positions against the simulator's state, on frames of all rollouts so far; 0 for none.
     perception_batch: frames of such a step.
     perception_memory: frames that are remembered.
-    perception_learning_rate: of such a step.
+    perception_learning_rate: of such a step; schedule and warm-up are those of `learning_rate`.
     schedule: learning rate over the run; constant, linear or cosine, the last two down to a tenth.
     warmup_iterations: linear rise of the learning rate.
     weight_decay: AdamW.

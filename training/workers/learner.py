@@ -184,7 +184,7 @@ class Learner(Watched):
             seen = look(self.policy, self.precision, flat, shares[self.rank]) if self.looks else None
             self._improve(flat, seen, shares, iteration, range(config.epochs), generator, totals)
         if self.seeing:
-            self._see(flat, rows, iteration, factor, totals)
+            self._see(flat, rows, iteration, totals)
         return self._finish(iteration, factor, totals, known, began)
 
     def _block(self) -> dict[str, torch.Tensor]:
@@ -366,7 +366,6 @@ class Learner(Watched):
         flat: dict[str, torch.Tensor],
         rows: torch.Tensor,
         iteration: int,
-        factor: float,
         totals: dict[str, list[float]],
     ) -> None:
         """The auxiliary phase: steps on remembered frames that train the perception alone."""
@@ -374,9 +373,9 @@ class Learner(Watched):
         model: Any = self.policy.model
         self.memory.add({k: flat[k][rows[self.rank :: self.world]] for k in FRAME})
         generator = torch.Generator().manual_seed(self._seed(iteration) + 1 + self.rank)
-        steady = 1.0 if iteration < self.config.warmup_iterations else factor
+        factor = self.config.rate_factor(iteration, self.iterations)
         for group in self.seeing_optimizer.param_groups:
-            group["lr"] = self.config.perception_learning_rate * steady
+            group["lr"] = self.config.perception_learning_rate * factor
         for step in range(self.config.perception_steps):
             batch = self.memory.sample(self.config.perception_batch // self.world, generator)
             inputs: Any = (batch[k] for k in ("images", "state", "tokens"))

@@ -103,7 +103,7 @@ class StreamingLearner(Learner):
             passes = range(1, config.epochs)
             self._improve(self.flat, seen, [torch.cat(s) for s in shares], iteration, passes, generator, totals)
         if self.seeing:
-            self._see(self.flat, rows, iteration, factor, totals)
+            self._see(self.flat, rows, iteration, totals)
         age = torch.cat(ages)
         numbers_of_update = {
             "explained_variance": self._explained(rows) if self.valued else 0.0, "samples": float(len(rows)),
