@@ -16,6 +16,7 @@ import numpy as np
 from training.envs import libero_files as files
 from training.envs.base import EpisodeRequest, StepResult
 from training.envs.libero_process import Died, Process
+from training.envs.libero_teaching import CRITIC
 from vla import options
 from vla.adapters import libero as adapter
 from vla.contract import PolicyContract
@@ -28,6 +29,10 @@ IN_DISTRIBUTION = "in_distribution"
 # in the image of each camera, -1..1, NaN out of sight. Only tasks that have an expert have it.
 PRIVILEGED = 17
 PLACES = r"(plate|akita_black_bowl|basket|wooden_tray)_\d"  # on or into which the expert puts things
+HAVE_ONE = (
+    "Tasks that put one thing on a plate or a bowl, or into a basket or a tray have an expert, all of libero_spatial "
+    "and libero_object among them."
+)
 CHOICE = 31  # of the random stream that draws a task
 PEOPLE = "frontview"  # camera of the pictures for people
 log = logging.getLogger(__name__)
@@ -44,6 +49,7 @@ class LiberoConfig:
     chunk: actions of a chunk.
     max_translation: bound of a control step in m, per axis.
     max_rotation: bound of a control step in rad, per axis.
+    reward: sparse, 1 with success; dense, also for progress, as in the tabletop, for tasks with a scripted expert.
     max_steps: time limit in control steps, null for that of the published evaluations, which depends on the suite.
     assets: folder of LIBERO's assets; null for where LIBERO keeps them, to which they are downloaded if need be.
     scenes: compiled scenes that an environment keeps, for when it comes back to a task.
@@ -56,6 +62,7 @@ class LiberoConfig:
     chunk: int = 8
     max_translation: float = adapter.MAX_TRANSLATION
     max_rotation: float = adapter.MAX_ROTATION
+    reward: Literal["sparse", "dense"] = "sparse"
     max_steps: int | None = None
     assets: str | None = None
     scenes: int = 1
@@ -70,11 +77,12 @@ class _Slot:
         self.task: files.Task
         self.calls: list[tuple[str, tuple[Any, ...]]] = []  # not answered yet
 
-    def reset(self, request: EpisodeRequest, task: files.Task, state: np.ndarray | None) -> None:
-        """Begin an episode; the process is not waited for."""
+    def reset(self, request: EpisodeRequest, task: files.Task, state: np.ndarray | None, taught: Any) -> None:
+        """Begin an episode; the process is not waited for. taught: as of `libero_scene.Worker.reset`."""
         self.collect()
         self.began, self.request, self.task = True, request, task
-        self.begin = (str(task.bddl), state, request.seed)
+        self.begin = (str(task.bddl), state, request.seed, taught)
+        self.taught = taught is not None
         self.past: list[np.ndarray] = []  # actions since
         self.steps = self.deaths = 0
         self.success = self.lost = False
@@ -128,7 +136,6 @@ class _Slot:
 class Libero:
     """`VectorEnv` of LIBERO's tasks. Variants: in_distribution, drawn of the configured tasks; SUITE; SUITE/NUMBER."""
 
-    critic_size = 0
     controls: tuple[str, ...] = ()
 
     def __init__(self, num_envs: int, config: LiberoConfig | None = None):
@@ -140,7 +147,8 @@ class Libero:
         self.axes = {suite: tuple(task.variant for task in files.tasks(suite)) for suite in files.LIMITS}
         self.training = self._chosen()
         self.instructions = tuple(task.instruction for task in self.training)
-        self.privileged_size = PRIVILEGED if all(_expert_goal(task) for task in self.training) else 0
+        is_told = all(_expert_goal(task) for task in self.training)
+        self.privileged_size, self.critic_size = (PRIVILEGED, CRITIC) if is_told else (0, 0)
         self.max_steps = config.max_steps or files.LIMITS[config.suite]
         assets = str(files.assets(config.assets))
         settings = {"assets": assets, "image_size": config.image_size, "scenes": config.scenes}
@@ -161,7 +169,13 @@ class Libero:
                 "env.settings: scenes, image_size and max_steps must be 1 or more", code="ENVIRONMENT",
                 remedy="Correct them.",
             )  # fmt: skip
-        return tuple(known[number] for number in numbers)
+        chosen = tuple(known[number] for number in numbers)
+        if config.reward == "dense" and (untold := [t.variant for t in chosen if not _expert_goal(t)]):
+            raise SimrealError(
+                f"env.settings.reward=dense: there is no expert that knows progress in {', '.join(untold)}",
+                code="ENVIRONMENT", remedy=f"Set env.settings.reward=sparse, or choose other tasks. {HAVE_ONE}",
+            )  # fmt: skip
+        return chosen
 
     def task(self, request: EpisodeRequest) -> files.Task:
         """The task that a request means."""
@@ -187,7 +201,9 @@ class Libero:
         task = self.task(request)
         fixed = self.config.initial_states == "fixed"
         state = files.initial_states(task)[(request.seed - 1) % files.STATES] if fixed else None
-        self.slots[index].reset(request, task, state)
+        goal = _expert_goal(task) if self.critic_size else None
+        taught = None if goal is None else (goal, self._limit(task), self.config.reward == "dense")
+        self.slots[index].reset(request, task, state, taught)
 
     def step(self, indices: Sequence[int], actions: np.ndarray) -> StepResult:
         """As in `VectorEnv`; an episode that was over before is left alone and says so again."""
@@ -197,23 +213,26 @@ class Libero:
         slots = [self._playing(index) for index in indices]
         # All are checked before the first is executed: a refused batch changes nothing.
         commands = np.array([[adapter.command(action) for action in row] for row in actions])
-        left = [0 if self._over(slot) else min(chunk, self._limit(slot) - slot.steps) for slot in slots]
+        left = [0 if self._over(slot) else min(chunk, self._limit(slot.task) - slot.steps) for slot in slots]
         for slot, row, steps in zip(slots, commands, left, strict=True):
             if steps:
                 slot.send("step", row[:steps])
         rewards, executed = np.zeros((count, chunk), np.float32), np.zeros((count, chunk), bool)
+        critic_states = np.zeros((count, chunk, self.critic_size), np.float32)
         for number, (slot, row, steps) in enumerate(zip(slots, commands, left, strict=True)):
             if not steps or (answer := slot.collect()) is None:
                 continue
-            done, slot.success = answer
+            slot.success, earned, told = answer
+            done = len(earned)
             executed[number, :done] = True
-            rewards[number, done - 1] = slot.success
+            rewards[number, :done] = earned
+            if slot.taught:
+                critic_states[number, :done] = told
             slot.steps += done
             slot.past.append(row[:done])
         success = np.array([slot.success for slot in slots])
         truncated = np.array([self._over(slot) for slot in slots]) & ~success
-        nothing = np.zeros((count, chunk, 0), np.float32)
-        return StepResult(rewards, executed, success, truncated, success.copy(), nothing)
+        return StepResult(rewards, executed, success, truncated, success.copy(), critic_states)
 
     def _playing(self, index: int) -> _Slot:
         slot = self.slots[index]
@@ -221,11 +240,11 @@ class Libero:
             raise ValueError(f"environment {index} plays no episode: reset it before its first step")
         return slot
 
-    def _limit(self, slot: _Slot) -> int:
-        return self.config.max_steps or files.LIMITS[slot.task.suite]
+    def _limit(self, task: files.Task) -> int:
+        return self.config.max_steps or files.LIMITS[task.suite]
 
     def _over(self, slot: _Slot) -> bool:
-        return slot.success or slot.lost or slot.steps >= self._limit(slot)
+        return slot.success or slot.lost or slot.steps >= self._limit(slot.task)
 
     def observe(self, indices: Sequence[int]) -> list[Observation]:
         slots = [self._playing(index) for index in indices]
@@ -246,7 +265,15 @@ class Libero:
         return told
 
     def critic_state(self, indices: Sequence[int]) -> np.ndarray:
-        return np.zeros((len(indices), 0), np.float32)
+        told = np.zeros((len(indices), self.critic_size), np.float32)
+        slots = [self._playing(index) for index in indices]
+        for slot in slots:
+            if slot.taught:
+                slot.send("critic_state")
+        for row, slot in zip(told, slots, strict=True):
+            if slot.taught and (answer := slot.collect()) is not None:
+                row[:] = answer
+        return told
 
     def picture(self, index: int, size: int = 192) -> np.ndarray:
         """A third-person image for people `[size, size, 3]` uint8; no policy sees it."""
@@ -262,8 +289,7 @@ class Libero:
         if goal is None:
             raise SimrealError(
                 f"{slot.task.variant} ({slot.task.instruction}) has no scripted expert", code="EXPERT",
-                remedy="Tasks that put one thing on a plate or a bowl, or into a basket or a tray have one, all of "
-                "libero_spatial and libero_object among them.",
+                remedy=HAVE_ONE,
             )  # fmt: skip
         slot.send("expert_view", goal)
         return Privileged(**slot.collect())

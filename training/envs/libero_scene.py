@@ -21,6 +21,7 @@ import numpy as np
 from training.envs.base import GraphicsError
 from training.envs.libero_grasp import Grasp
 from training.envs.libero_process import serve
+from training.envs.libero_teaching import Teaching
 from vla import graphics
 
 graphics.choose()
@@ -98,10 +99,14 @@ class Scene:
         (robot,) = env.robots
         robot.controller.sim = _Computed(env.sim)
         self.grasp: Grasp | None = None
-        self.steps = 0
         for _ in range(SETTLING):
             self.control_step(STAY_OPEN)
-        self.steps = 0
+
+    def grasp_of(self, goal: tuple[str, str]) -> Grasp:
+        """How the thing of a goal is grasped, chosen when it is asked for the first time in an episode."""
+        if self.grasp is None:
+            self.grasp = Grasp(self.env, *goal)
+        return self.grasp
 
     def control_step(self, action: np.ndarray) -> bool:
         """Execute an action of LIBERO's `[7]`; whether the task is done."""
@@ -214,9 +219,12 @@ class Worker:
         self.image_size, self.kept = image_size, scenes
         self.scenes: OrderedDict[str, Scene] = OrderedDict()
         self.scene: Any = None
+        self.teaching: Any = None
 
-    def reset(self, bddl: str, state: np.ndarray | None, seed: int) -> None:
-        """Begin an episode of the task `bddl`."""
+    def reset(
+        self, bddl: str, state: np.ndarray | None, seed: int, taught: tuple[tuple[str, str], int, bool] | None
+    ) -> None:
+        """Begin an episode of the task `bddl`; taught: goal, limit and is_dense of `Teaching`, None for none."""
         if bddl not in self.scenes:
             self.scene = None  # its memory, before the next one takes as much
             while len(self.scenes) >= self.kept:
@@ -226,13 +234,26 @@ class Worker:
         self.scenes.move_to_end(bddl)
         self.scene = self.scenes[bddl]
         self.scene.reset(state, seed)
+        self.teaching = Teaching(self.scene, *taught) if taught else None
 
-    def step(self, actions: np.ndarray) -> tuple[int, bool]:
-        """Execute LIBERO's actions `[C, 7]` until the task is done; how many, and whether it is."""
-        for number, action in enumerate(actions):
-            if self.scene.control_step(action):
-                return number + 1, True
-        return len(actions), False
+    def step(self, actions: np.ndarray) -> tuple[bool, list[float], list[np.ndarray]]:
+        """Execute LIBERO's actions `[C, 7]` until the task is done.
+
+        Whether it is, and of each that was executed the reward and what a critic is told after it.
+        """
+        rewards, told = [], []
+        for action in actions:
+            done = self.scene.control_step(action)
+            reward, state = self.teaching.judge(done) if self.teaching else (float(done), np.zeros(0, np.float32))
+            rewards.append(reward)
+            told.append(state)
+            if done:
+                break
+        return done, rewards, told
+
+    def critic_state(self) -> np.ndarray:
+        """What a critic is told now."""
+        return self.teaching.state()
 
     def replay(self, actions: np.ndarray) -> None:
         """Execute actions of an episode that has been played before."""
@@ -248,16 +269,11 @@ class Worker:
 
     def expert_view(self, goal: tuple[str, str]) -> dict[str, Any]:
         """What the expert is told, as the fields of `Privileged`, in the frame of the robot's base."""
-        return self._grasp(goal).view(self.scene.native(present=True))
+        return self.scene.grasp_of(goal).view(self.scene.native(present=True))
 
     def privileged(self, goal: tuple[str, str], cameras: tuple[str, ...]) -> np.ndarray:
         """See `training.envs.libero.PRIVILEGED`."""
-        return self._grasp(goal).privileged(self.scene.native(present=True), cameras)
-
-    def _grasp(self, goal: tuple[str, str]) -> Grasp:
-        if self.scene.grasp is None:
-            self.scene.grasp = Grasp(self.scene.env, *goal)
-        return self.scene.grasp
+        return self.scene.grasp_of(goal).privileged(self.scene.native(present=True), cameras)
 
     def state(self) -> np.ndarray:
         """Time, positions and velocities of the whole simulation."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from training.envs import tabletop_delays as delays
 from training.envs.base import EpisodeRequest, StepResult
+from training.envs.progress import GRASP_REWARD, progress_reward
 from training.envs.tabletop_delays import PIECES as PIECES
 from training.envs.tabletop_render import Renderer, blend, mujoco, noise_image
 from training.envs.tabletop_scene import TIMESTEP, robot_scene
@@ -42,7 +43,6 @@ from vla.types import Observation
 SUBSTEPS = round(1.0 / RATE_HZ / TIMESTEP)
 NOMINAL_JOINTS = np.array([0.0, 0.05, 0.0, -2.35, 0.0, 2.40, -0.7853])
 IK_DAMPING = 0.03
-GRASP_REWARD = 0.1
 TOOL_LOW, TOOL_HIGH = (0.36, -0.18, 0.08), (0.64, 0.18, 0.28)  # m, tool positions of scattered layouts
 # Target, goal and measured tool position, as seen from the commanded tool position, in units of 0.1 m; then
 # target and goal in the image of each camera, -1..1, NaN out of sight. All of order one, as losses want it.
@@ -275,10 +275,8 @@ class _Slot:
         goal = self.episode.receptacles[0]
         target = self.data.xpos[self._target_body]
         distance = float(np.linalg.norm(target - self.data.site_xpos[self._tool]))
-        # Two scales: one leads to the object from anywhere, the other one centres the grasp.
-        reach = 1.0 if grasped or self.success else 1 - 0.5 * np.tanh(6 * distance) - 0.5 * np.tanh(40 * distance)
-        carried = 1 - np.tanh(5 * np.hypot(target[0] - goal.x, target[1] - goal.y))
-        return 0.5 * float(reach) + 0.5 * float(1.0 if self.success else carried * grasped)
+        away = float(np.hypot(target[0] - goal.x, target[1] - goal.y))
+        return progress_reward(distance, away, grasped, self.success)
 
     def expert_view(self) -> Privileged:
         episode = self.episode

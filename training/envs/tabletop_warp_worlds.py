@@ -9,14 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.envs.tabletop import (
-    CRITIC,
-    GRASP_REWARD,
-    NOMINAL_JOINTS,
-    PIECES,
-    SUBSTEPS,
-    TabletopConfig,
-)
+from training.envs.progress import GRASP_REWARD
+from training.envs.tabletop import CRITIC, NOMINAL_JOINTS, PIECES, SUBSTEPS, TabletopConfig
 from training.envs.tabletop_warp_arm import JOINTS, Arm, rotation_vector, turn_by
 from training.envs.tabletop_warp_physics import Physics
 from vla.adapters import tabletop as adapter

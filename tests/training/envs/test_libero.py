@@ -63,7 +63,8 @@ def play(env: Any, index: int, request: EpisodeRequest, chunks: int = 2) -> byte
     for number in range(chunks):
         (seen,) = env.observe([index])
         result = env.step([index], chunk(number))
-        heard += [*seen.images.values(), *seen.state.values(), result.rewards, ask(env, "state", index=index)]
+        heard += [*seen.images.values(), *seen.state.values(), result.rewards, result.critic_states]
+        heard.append(ask(env, "state", index=index))
     return b"".join(np.asarray(part).tobytes() for part in heard)
 
 
@@ -155,6 +156,40 @@ def test_the_expert_succeeds_and_the_reward_says_so_once() -> None:
 
 
 @needs_assets
+def test_a_dense_reward_tells_progress_and_the_critic_what_there_is_to_know() -> None:
+    sparse, dense = make(suite="libero_object"), make(suite="libero_object", reward="dense")
+    request = EpisodeRequest(1, "libero_object/6")
+    for env in (sparse, dense):
+        env.reset(0, request)
+    expert, rewards, told, alike = expert_of(dense), [], [dense.critic_state([0])[0]], True
+    for _ in range(dense.max_steps):
+        action = expert.act(dense.expert_view(0))[None, None]
+        result, other = dense.step([0], action), sparse.step([0], action)
+        rewards.append(float(result.rewards[0, 0]))
+        told.append(result.critic_states[0, 0])
+        alike &= np.array_equal(result.critic_states, other.critic_states)
+        assert other.rewards[0, 0] == float(other.success[0]) and result.success[0] == other.success[0]
+        if result.terminated[0]:
+            break
+    states = np.array(told)
+    assert alike and states.shape == (len(rewards) + 1, dense.critic_size) and np.isfinite(states).all()
+    assert np.array_equal(dense.critic_state([0])[0], states[-1])
+    # 1 for success, 0.1 each for the grasp and the lift, and all of the progress that was not there at first.
+    assert 1.9 < sum(rewards) < 2.2 and rewards[-1] > 1.0
+    assert np.abs(rewards[:-1]).max() < 0.7 and np.mean(np.array(rewards) > 0) > 0.6
+    held, was_held, was_lifted = states[:, 13:16].T
+    assert not states[0, 13:16].any() and held.any() and was_held[-1] and was_lifted[-1]
+    assert (np.diff(was_held) >= 0).all() and np.argmax(was_lifted) >= np.argmax(was_held) + 2
+    np.testing.assert_allclose(states[:, -1], 1 - np.arange(len(states)) / 280, rtol=1e-5)
+    nearest = np.linalg.norm(states[:, :3], axis=1) * 0.1
+    assert nearest[np.argmax(was_held)] < 0.03 < 0.1 < nearest[0]
+    for env in (sparse, dense):
+        env.reset(0, EpisodeRequest(1, "libero_goal/7"))  # no expert: the critic is told nothing of it
+        assert not env.critic_state([0]).any() and not env.step([0], chunk(0)).critic_states.any()
+        env.close()
+
+
+@needs_assets
 def test_the_privileged_state_says_where_things_are_in_the_images(env: Any) -> None:
     """The place of the black bowl is dark in the turned image, though not in its mirror image."""
     env.reset(0, EpisodeRequest(1, "libero_spatial/2"))
@@ -173,7 +208,7 @@ def test_the_privileged_state_says_where_things_are_in_the_images(env: Any) -> N
 
 @needs_assets
 def test_nobody_sees_a_process_that_crashes_once(caplog: pytest.LogCaptureFixture) -> None:
-    env = make()
+    env = make(reward="dense")
     request = EpisodeRequest(3, "libero_spatial/0")
     undisturbed = play(env, 0, request, 3)
     env.reset(0, request)
@@ -183,7 +218,8 @@ def test_nobody_sees_a_process_that_crashes_once(caplog: pytest.LogCaptureFixtur
         if number == 2:
             os.kill(env.slots[0].process.pid, signal.SIGSEGV)
         result = env.step([0], chunk(number))
-        heard += [*seen.images.values(), *seen.state.values(), result.rewards, ask(env, "state")]
+        heard += [*seen.images.values(), *seen.state.values(), result.rewards, result.critic_states]
+        heard.append(ask(env, "state"))
     assert b"".join(np.asarray(part).tobytes() for part in heard) == undisturbed
     assert "signal 11" in caplog.text and "libero_spatial/0, seed 3, step 8" in caplog.text
     env.close()
@@ -225,7 +261,7 @@ def test_all_130_tasks_have_fixed_states_and_a_sentence(tmp_path: Path) -> None:
     files = importlib.import_module("training.envs.libero_files")
     env = make(assets=str(stand_in(tmp_path)))
     assert [len(members) for members in env.axes.values()] == [10, 10, 10, 10, 90]
-    limits = [env._limit(type("Slot", (), {"task": files.tasks(suite)[0]})) for suite in env.axes]
+    limits = [env._limit(files.tasks(suite)[0]) for suite in env.axes]
     assert limits == [220, 280, 300, 520, 400]
     sentences = set()
     for suite in env.axes:
@@ -255,6 +291,7 @@ def test_tasks_and_states_are_those_of_the_request(tmp_path: Path) -> None:
         ({"tasks": []}, "TASKS"),
         ({"chunks": 2}, "did you mean 'chunk'"),
         ({"scenes": 0}, "must be 1 or more"),
+        ({"suite": "libero_goal", "reward": "dense"}, r"no expert that knows progress in libero_goal/0(.|\n)*sparse"),
         ({"max_translation": 0.1}, "ACTION_BOUND"),
         ({"assets": "/nowhere"}, r"ASSETS.*nowhere(.|\n)*lerobot/libero-assets(.|\n)*420 MB"),
     ],

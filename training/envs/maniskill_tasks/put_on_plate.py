@@ -24,6 +24,7 @@ from training.envs.maniskill_tasks.pictures import compose
 from training.envs.maniskill_tasks.reading import force, pixel, place, rotation, speed, wxyz
 from training.envs.maniskill_tasks.robots import ROBOTS, check_model, look_as_its_box
 from training.envs.maniskill_tasks.suite import Suite
+from training.envs.progress import GRASP_REWARD, progress_reward
 from vla.rig import Intrinsics
 from vla.tasks.expert import Manner, Privileged
 from vla.tasks.put_on_plate import CONTROLS, MAX_STEPS, VARIANTS, Episode, Placement, sample_episode
@@ -35,7 +36,7 @@ TABLE_HALF = (0.6, 0.7, 0.025)  # m
 FOV_Y = 2 * math.atan(240 / 623.588)  # rad, of the middle of the published 640 x 480 px
 # The published camera, beside the middle of the things, in the frame of a base that faces them.
 CAMERA_OFFSET, CAMERA_TURN = (-0.307, -0.188, 0.36), (0.8992917, -0.09263245, 0.35892478, 0.23209205)
-GRASP, HELD_STEPS = 0.1, 5
+HELD_STEPS = 5
 POSITIONS, PIXELS = 9, 4  # privileged, as in the tabletop: positions; and for each camera where target and goal are
 CRITIC = 27  # as in the tabletop; the tilt is what the hand still has to turn for the grasp
 SCATTER = ((-0.12, -0.14, 0.06), (0.12, 0.14, 0.26))  # m from the middle, where the tool may be put
@@ -200,18 +201,15 @@ class PutOnPlate(Suite):
 
     def level(self, info: dict[str, Any], progress: bool) -> float:
         success, grasped = bool(info["success"]), self.held_steps > 0
-        stages = GRASP * self.was_grasped + GRASP * self.was_held + 1.0 * success
+        stages = GRASP_REWARD * self.was_grasped + GRASP_REWARD * self.was_held + 1.0 * success
         if not progress:
             return stages
         target, goal = self._grasp_place(), place(self.receptacles[0])
         distance = float(np.linalg.norm(target - self._tool()))
-        # As in the tabletop: one scale leads to the object from anywhere, the other one centres the grasp.
-        reach = 1.0 if grasped or success else 1 - 0.5 * np.tanh(6 * distance) - 0.5 * np.tanh(40 * distance)
-        carried = (1 - np.tanh(5 * np.hypot(*(target - goal)[:2]))) * grasped
-        return stages + 0.5 * float(reach) + 0.5 * float(1.0 if success else carried)
+        return stages + progress_reward(distance, float(np.hypot(*(target - goal)[:2])), grasped, success)
 
     def compute_normalized_dense_reward(self, obs: Any, action: Any, info: dict[str, Any]) -> torch.Tensor:
-        return torch.tensor([self.level(info, True) / (2 * GRASP + 2.0)])
+        return torch.tensor([self.level(info, True) / (2 * GRASP_REWARD + 2.0)])
 
     # What is seen
 
