@@ -71,6 +71,7 @@ class ManiSkillConfig:
     image_size: width and height of the cameras in px.
     render_backend: of rgb, cpu or gpu.
     backend: of the physics, cpu or gpu; put-on-plate has cpu only.
+    objects, tables: of put-on-plate: training draws from the first so many of its 16 each; null for all.
     assets: folder of the task's meshes, null for the one that the variable SIMREAL_ASSETS names.
     calibration: store of a rig (`vla calibrate`): the cameras stand as calibrated; null for ManiSkill's own.
     """
@@ -88,6 +89,8 @@ class ManiSkillConfig:
     image_size: int = 128
     render_backend: Literal["cpu", "gpu"] = "cpu"
     backend: Literal["cpu", "gpu"] = "cpu"
+    objects: int | None = None
+    tables: int | None = None
     assets: Path | None = None
     calibration: Path | None = None
 
@@ -186,6 +189,12 @@ class Scene:
         self.visual, self.config = visual, config
         own = registered(config)
         of_suite = issubclass(own.cls, Suite)
+        if not of_suite and (config.objects, config.tables) != (None, None):
+            raise SimrealError(
+                f"{config.task} is not drawn from objects and tables", code="ENVIRONMENT",
+                remedy="Leave env.settings.objects and .tables out.",
+            )  # fmt: skip
+        drawn = {"folder": config.assets, "objects": config.objects, "tables": config.tables}
         try:
             with self._building():
                 self.env: Any = own.make(
@@ -194,7 +203,7 @@ class Scene:
                     robot_uids=config.robot, sim_backend="physx_cpu",
                     render_backend=config.render_backend if visual else "none",
                     sensor_configs={"width": config.image_size, "height": config.image_size},
-                    **({"folder": config.assets} if of_suite else {}),
+                    **(drawn if of_suite else {}),
                 )  # fmt: skip
         except RuntimeError as error:
             if not visual:

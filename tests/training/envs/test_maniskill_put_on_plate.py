@@ -17,6 +17,7 @@ from training.demos import expert_of, record_episode, record_scenes
 from training.envs.base import Demonstrable, EpisodeRequest, Scattered
 from vla.errors import SimrealError
 from vla.tasks.put_on_plate import ALL_VARIANTS, VARIANTS
+from vla.tasks.put_on_plate_25 import OBJECTS
 
 required = os.environ.get("CI") == "true" and sys.version_info < (3, 13)  # as in pyproject.toml
 absent = importlib.util.find_spec("mani_skill") is None and not required
@@ -154,6 +155,26 @@ def table_picture(task: Any) -> np.ndarray:
     from training.envs.maniskill_tasks.assets import picture
 
     return picture(task.assets.table(task.episode.table), 64, 64)
+
+
+@needs_assets
+def test_training_draws_from_fewer_objects_and_tables_if_it_is_told_to() -> None:
+    few = envs.make("maniskill", 1, **TASK, objects=2, tables=1)
+    drawn = set()
+    for seed in range(12):
+        few.reset(0, EpisodeRequest(seed))
+        episode = few.slots[0].env.episode
+        drawn.add((episode.objects[0].item.name, episode.table))
+    assert drawn == {(scan.name, 0) for scan in OBJECTS[:2]}
+    few.reset(0, EpisodeRequest(0, "unseen_object"))
+    assert few.slots[0].env.episode.objects[0].item in OBJECTS[16:]
+    few.reset(0, EpisodeRequest(0, "several_objects_seen"))
+    few.close()
+    for settings, message in (({"objects": 1}, "2 to 16"), ({"tables": 17}, "1 to 16")):
+        with pytest.raises(SimrealError, match=message):
+            envs.make("maniskill", 1, **TASK, **settings)
+    with pytest.raises(SimrealError, match="PickCube-v1 is not drawn from"):
+        envs.make("maniskill", 1, objects=2)
 
 
 @needs_assets

@@ -7,6 +7,7 @@ An episode's scene has its own things only.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from training.envs.maniskill_tasks.reading import force, pixel, place, rotation,
 from training.envs.maniskill_tasks.robots import ROBOTS, check_model, look_as_its_box
 from training.envs.maniskill_tasks.suite import Suite
 from training.envs.progress import GRASP_REWARD, progress_reward
+from vla.errors import SimrealError
 from vla.rig import Intrinsics
 from vla.tasks.expert import Manner, Privileged
-from vla.tasks.put_on_plate import CONTROLS, MAX_STEPS, VARIANTS, Episode, Placement, sample_episode
+from vla.tasks.put_on_plate import CONTROLS, MAX_STEPS, VARIANTS, Episode, Placement, TaskSet, sample_episode
 from vla.tasks.put_on_plate_25 import OBJECTS, RECEPTACLES, SCANS, Grid, Scan, is_success
 
 DROP = 0.012  # m above the table where things are let go: no receptacle is thicker
@@ -54,15 +56,19 @@ class PutOnPlate(Suite):
     instructions = tuple(SCANS.sentences())
     critic_size = CRITIC
 
-    def __init__(self, *args: Any, folder: Path | None = None, robot_uids: str = "panda", **kwargs: Any):
+    def __init__(
+        self, *args: Any, folder: Path | None = None, objects: int | None = None, tables: int | None = None,
+        robot_uids: str = "panda", **kwargs: Any,
+    ):  # fmt: skip
         models = [scan.model for scan in (*OBJECTS, *RECEPTACLES)]
         self.assets = assets.find(folder, models, len(SCANS.tables + SCANS.unseen_tables))
         if "rgb" in kwargs["obs_mode"]:  # what is robot or thing is needed to put the table behind it
             kwargs["obs_mode"] += "+segmentation"
         check_model(robot_uids)
         self.arm = ROBOTS[robot_uids]
+        self.tasks = _fewer(self.arm.tasks, objects, tables)
         self.privileged_size = POSITIONS + PIXELS * (1 if self.arm.wrist is None else 2)
-        grid = self.arm.tasks.layout
+        grid = self.tasks.layout
         assert isinstance(grid, Grid)
         self.middle = grid.center
         offset = np.array([*self.middle, 0.0]) + CAMERA_OFFSET
@@ -79,7 +85,7 @@ class PutOnPlate(Suite):
         return [CameraConfig("base_camera", self.eye, 128, 128, fov=FOV_Y)]
 
     def episode_options(self, seed: int, variant: str) -> dict[str, Any]:
-        return {"episode": sample_episode(seed, variant, self.arm.tasks)}
+        return {"episode": sample_episode(seed, variant, self.tasks)}
 
     def see_from(self, eye: sapien.Pose, lens: Intrinsics) -> None:
         self.eye, self.lens = eye, lens
@@ -97,7 +103,7 @@ class PutOnPlate(Suite):
             self.scene.add_directional_light(way, [light] * 3)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
-        self.episode: Episode = options.get("episode") or sample_episode(0, tasks=self.arm.tasks)
+        self.episode: Episode = options.get("episode") or sample_episode(0, tasks=self.tasks)
         self.instruction = self.episode.instruction
         builder = self.scene.create_actor_builder()
         builder.add_box_collision(half_size=TABLE_HALF)
@@ -336,3 +342,17 @@ class PutOnPlate(Suite):
         velocity = self.objects[0].linear_velocity[0].tolist()
         others = (*np.clip(velocity, -FAST, FAST), *flags, *self._tilt(turn), left)
         return np.array([*np.clip(lengths, -FAR, FAR) / 0.1, *others], np.float32)
+
+
+def _fewer(tasks: TaskSet, objects: int | None, tables: int | None) -> TaskSet:
+    """With the first so many objects and tables of training."""
+    for name, least, wanted, there in (
+        ("objects", tasks.several + 1, objects, len(tasks.objects)), ("tables", 1, tables, len(tasks.tables)),
+    ):  # fmt: skip
+        if wanted is not None and not least <= wanted <= there:
+            raise SimrealError(
+                f"env.settings.{name}={wanted}",
+                code="ENVIRONMENT",
+                remedy=f"Choose {least} to {there}, or null for all.",
+            )
+    return replace(tasks, objects=tasks.objects[:objects], tables=tasks.tables[:tables])
