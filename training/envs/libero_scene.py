@@ -64,7 +64,7 @@ class _Computed:
 class Scene:
     """One task. Its reset is the one of the published evaluations, without compiling the scene again."""
 
-    def __init__(self, bddl: str):
+    def __init__(self, bddl: str, antialiasing: bool = True):
         np.random.seed(0)
         problem = bddl_utils.get_problem_info(bddl)["problem_name"]
         self.env: Any = TASK_MAPPING[problem](
@@ -73,6 +73,8 @@ class Scene:
             has_offscreen_renderer=False, control_freq=20, ignore_done=True, hard_reset=False,
         )  # fmt: skip
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
+        if not antialiasing:
+            self.model.vis.quality.offsamples = 0
         self.compiled = {name: getattr(self.model, name).copy() for name in WRITTEN}
         self.seen = mujoco.MjData(self.model)  # the moment that is shown
         self.images: dict[int, _Images] = {}
@@ -212,11 +214,14 @@ class _Images:
 
 
 class Worker:
-    """One environment. assets: folder; image_size: of the cameras in px; scenes: compiled ones that are kept."""
+    """One environment. assets: folder; image_size: of the cameras in px; scenes: compiled ones that are kept.
 
-    def __init__(self, assets: str, image_size: int, scenes: int):
+    antialiasing: of all images.
+    """
+
+    def __init__(self, assets: str, image_size: int, scenes: int, antialiasing: bool):
         libero.libero._assets_path_cache = assets
-        self.image_size, self.kept = image_size, scenes
+        self.image_size, self.kept, self.antialiasing = image_size, scenes, antialiasing
         self.scenes: OrderedDict[str, Scene] = OrderedDict()
         self.scene: Any = None
         self.teaching: Any = None
@@ -230,7 +235,7 @@ class Worker:
             while len(self.scenes) >= self.kept:
                 self.scenes.popitem(last=False)[1].close()
                 _give_back_memory()
-            self.scenes[bddl] = Scene(bddl)
+            self.scenes[bddl] = Scene(bddl, self.antialiasing)
         self.scenes.move_to_end(bddl)
         self.scene = self.scenes[bddl]
         self.scene.reset(state, seed)

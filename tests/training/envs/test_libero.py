@@ -92,6 +92,18 @@ def test_only_what_somebody_looks_at_is_rendered(env: Any) -> None:
 
 
 @needs_assets
+def test_images_without_smooth_edges_differ_there_only() -> None:
+    seen = []
+    for antialiasing in (True, False):
+        env = make(antialiasing=antialiasing)
+        env.reset(0, EpisodeRequest(1, "libero_spatial/0"))
+        seen.append(env.observe([0])[0].images["third_person"].astype(float))
+        env.close()
+    apart = np.abs(seen[0] - seen[1]).max(-1)
+    assert 0.05 < (apart > 10).mean() < 0.5 and np.median(apart) < 3
+
+
+@needs_assets
 def test_the_tool_moves_as_it_is_told(env: Any) -> None:
     env.reset(0, EpisodeRequest(1, "libero_spatial/0"))
     (before,) = env.observe([0])
