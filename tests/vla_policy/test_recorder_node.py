@@ -19,6 +19,7 @@ from vla.episode_edit import repair
 from vla.episode_reader import Episode
 
 pytestmark = pytest.mark.timeout(120)
+STREAMS = Path(__file__).parents[2] / "benchmarks" / "robot_streams.py"
 PROFILE = Path(vla_policy.__file__).parents[1] / "config" / "fastdds_images.xml"
 Start = Callable[..., "Recording"]
 
@@ -65,7 +66,7 @@ def robot(
     """The robot's process, once its policy acts."""
     words = [str(word) for word in (seconds, height, width, end, transport)]
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("publisher.py")), *words],
+        [sys.executable, str(STREAMS), *words],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "FASTRTPS_DEFAULT_PROFILES_FILE": str(PROFILE)},
     )  # fmt: skip
     try:

@@ -1,7 +1,7 @@
 """Publishes what a robot with two cameras does, at its rates, as a process of its own; says what it has sent.
 
-python publisher.py SECONDS HEIGHT WIDTH END TRANSPORT: the policy acts for so long, then the status becomes END. The
-images are raw or compressed, as a camera's driver does it.
+python benchmarks/robot_streams.py SECONDS HEIGHT WIDTH END TRANSPORT: the policy acts for so long, then the status
+becomes END. The images are raw or compressed, as a camera's driver does it.
 """
 
 import json
