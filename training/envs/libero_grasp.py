@@ -35,7 +35,8 @@ class Grasp:
         points = self._points(self.thing)
         low, high = points[:, 2].min(), points[:, 2].max()
         height = max(low + FLOOR, high - DEPTH)
-        angle, centre, width = _narrowest(points[np.abs(points[:, 2] - height) < 0.012])
+        level = np.abs(points[:, 2] - height) < 0.012
+        angle, centre, width = _narrowest(points[level] if level.any() else points)
         others = np.concatenate([self._points(body) for body in set(env.obj_body_id.values()) - {self.thing}])
         if width > OPENING:
             height = high - RIM_DEPTH
@@ -148,7 +149,7 @@ def _rim(points: np.ndarray, others: np.ndarray, height: float) -> tuple[float, 
     top = points[points[:, 2] > points[:, 2].max() - 0.008][:, :2]
     centre = (top.min(0) + top.max(0)) / 2
     near = others[(others[:, 2] > height - 0.005) & (others[:, 2] < height + 0.1)][:, :2]
-    best: tuple[float, float, np.ndarray] | None = None
+    best = np.inf, 0.0, centre  # of a thing that stands on its head, whose top is a point
     for degrees in range(0, 360, 15):
         angle = np.deg2rad(degrees)
         out = np.array([np.cos(angle), np.sin(angle)])
@@ -160,9 +161,8 @@ def _rim(points: np.ndarray, others: np.ndarray, height: float) -> tuple[float, 
         room = np.linalg.norm(near - (place + 0.04 * out), axis=1).min(initial=np.inf)
         turn = abs((degrees + 90) % 180 - 180) if (degrees + 90) % 180 > 90 else (degrees + 90) % 180
         cost = turn / 90 + 10 * max(0.0, ROOM - room) / ROOM
-        if best is None or cost < best[0]:
+        if cost < best[0]:
             best = cost, angle, place
-    assert best is not None
     return best[1:]
 
 

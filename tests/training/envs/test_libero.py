@@ -201,6 +201,12 @@ def test_a_dense_reward_tells_progress_and_the_critic_what_there_is_to_know() ->
         env.close()
 
 
+def test_a_thing_whose_top_is_a_point_is_grasped_there() -> None:
+    grasp = importlib.import_module("training.envs.libero_grasp")
+    angle, place = grasp._rim(np.array([[0.1, 0.2, 0.3], [0.4, 0.2, 0.1]]), np.zeros((0, 3)), 0.29)
+    assert angle == 0.0 and place.tolist() == [0.1, 0.2]
+
+
 @needs_assets
 def test_the_privileged_state_says_where_things_are_in_the_images(env: Any) -> None:
     """The place of the black bowl is dark in the turned image, though not in its mirror image."""
