@@ -58,7 +58,7 @@ PARAMETERS = (
 def _keep_memory() -> None:
     """Let glibc keep the memory of an image for the next one.
 
-    To give 0.9 MB back and get them anew with every copy of a raw image took more than a quarter of what recording costs.
+    To give 0.9 MB back and get them anew with every copy of a raw image took a quarter of what recording costs.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
