@@ -63,7 +63,9 @@ def run(config: GapConfig) -> None:
             points.append(_point(config, checkpoint, variant, folder))
     found = compare(points, config.worlds) | {"seed": config.seed, "commit": commit(), "machine": machine("torch")}
     write_json(config.out / "gap.json", found)
-    (config.out / "gap.html").write_text(page(found), encoding="utf-8")
+    part = config.out / "gap.html.part"
+    part.write_text(page(found), encoding="utf-8")
+    part.replace(config.out / "gap.html")
     _show(console, found)
     console.print(f"{config.out / 'gap.html'}, {config.out / 'gap.json'}")
 

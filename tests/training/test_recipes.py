@@ -34,13 +34,9 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 SMALL = [f"{name}_{gib}gb" for name in ("maniskill_ppo_openvla_oft", "libero_grpo_openvla_oft") for gib in (24, 48, 80)]
 FREE_GIB = {24: 22.0, 48: 44.0, 80: 79.0}  # what the driver leaves of a GPU of that name
-SIMULATORS = {name.split("_")[0]: name for name in ("maniskill_put_on_plate", "libero", "robotwin")}
 
 
 def composed(name: str, *options: str) -> TrainConfig:
-    env = SIMULATORS.get(name.split("_")[0])
-    if env is not None and not (configuration.config_folder() / "env" / f"{env}.yaml").exists():
-        pytest.skip(f"configs/env/{env}.yaml is not there")
     return configuration.load(TrainConfig, "train", [f"experiment={name}", "out=x", "checkpoint=y", *options])
 
 

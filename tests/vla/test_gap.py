@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from vla import gap
 from vla.errors import SimrealError
@@ -56,3 +57,12 @@ def test_what_can_not_be_compared_is_told(bundle: Path, tmp_path: Path) -> None:
         run(GapConfig([bundle], ["nonsense"], out=tmp_path))
     with pytest.raises(SimrealError, match="no checkpoint"):
         run(GapConfig([tmp_path], out=tmp_path))
+
+
+def test_a_narrow_terminal_hides_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"rate": 0.5, "successes": 3, "episodes": 6, "wilson95": [0.2, 0.8]}
+    point = {"checkpoint": "runs/rl/checkpoint", "variant": "unseen_instruction", "simulator": entry}
+    gap._show(Console(width=40), {"points": [point], "worlds": {}})
+    shown = [line.split("│")[1:4] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    joined = ["".join(cell.strip() for cell in column) for column in zip(*shown, strict=True)]
+    assert joined[0] == "rl/checkpoint" and joined[1] == "unseen_instruction" and "6" in joined[2]

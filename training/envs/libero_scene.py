@@ -64,7 +64,7 @@ class _Computed:
 class Scene:
     """One task. Its reset is the one of the published evaluations, without compiling the scene again."""
 
-    def __init__(self, bddl: str, antialiasing: bool = True):
+    def __init__(self, bddl: str, antialiasing: bool):
         np.random.seed(0)
         problem = bddl_utils.get_problem_info(bddl)["problem_name"]
         self.env: Any = TASK_MAPPING[problem](
