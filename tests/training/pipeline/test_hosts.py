@@ -256,8 +256,9 @@ def test_lanes_on_two_hosts_learn(session: list[Node], checkpoint: Path, tmp_pat
     try:
         assert isinstance(made.watches[1], Line) and made.crew.policies == (Place(0), Place(1))
         success: list[float] = []
+        elsewhere: list[int] = []
         while len(success) < 60 and (len(success) < 4 or np.mean(success[-3:]) < 0.9):
-            before = played(made)
+            elsewhere.append(played(made)[1])
             rollout, update = made.iterate(len(success))
             success.append(float(np.mean([s for log in rollout.episodes for s in log.successes])))
             assert update.metrics["staleness_max"] <= 1 and rollout.measures["rollout/slots"] == 32
@@ -266,7 +267,8 @@ def test_lanes_on_two_hosts_learn(session: list[Node], checkpoint: Path, tmp_pat
         assert np.mean(success[-3:]) >= 0.9 > 0.75 > success[0]
         share = played(made)[1] / sum(played(made).values())
         print(f"{share:.0%} of the decisions were made on the other node")
-        assert share > 0.2 and played(made)[1] > before[1]
+        # Within one iteration it may stand still: one ahead, it waits for weights. Within three it may not.
+        assert share > 0.2 and played(made)[1] > elsewhere[-3]
         use = made.use()
         assert 0 < use["use/environments"] <= 1 and 0 < use["use/policy"] <= 1
     finally:
