@@ -240,6 +240,7 @@ class FrankaArm:
                  clock: Callable[[], float] = time.time):  # fmt: skip
         self.config, self.address, self.clock = config, address, clock
         realtime = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}[config.realtime]
+        self._own = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             self.robot = franky.Robot(address, realtime_config=realtime)
         except franky.IncompatibleVersionException as error:
@@ -252,10 +253,10 @@ class FrankaArm:
                 f"no Franka answers at {address}: {error}", code="ROBOT_UNREACHABLE",
                 remedy="Check cable and address, unlock the joints and activate FCI in Desk.",
             ) from error  # fmt: skip
-        # libfranka gives the thread that connects realtime priority, if it may. The control thread needs it, which
+        # libfranka gives the thread that connects the highest priority, if it may. The control thread needs it, which
         # `_move` starts; Python does not, and whatever else is started from here would inherit it.
         self._realtime = os.sched_getscheduler(0), os.sched_getparam(0)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, *self._own)
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None
@@ -389,12 +390,11 @@ class FrankaArm:
 
     def _move(self, motion: Any) -> None:
         """Start a motion; a control thread that begins with it inherits realtime priority."""
-        policy, priority = self._realtime
-        os.sched_setscheduler(0, policy, priority)
+        os.sched_setscheduler(0, *self._realtime)
         try:
             self.robot.move(motion, asynchronous=True)
         finally:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setscheduler(0, *self._own)
 
     def homing(self) -> bool:
         """Whether it is still on its way home. Raises ArmError if it was stopped."""

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from vla_policy.conductor import Conductor
 from vla_policy.deploy import DeployConfig, Graph, running
+from vla_policy.start import NODES
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -60,13 +61,24 @@ def test_a_policy_that_hangs_dies_or_comes_twice_and_ctrl_c(
     assert [process.wait(10) for process in made.processes.values() if process is not policy] == [0, 0]
 
 
-def test_nodes_end_with_the_process_that_started_them(tmp_path: Path, bundle: Path, until: Callable[..., bool]) -> None:
+def test_nodes_have_priorities_and_end_with_the_process_that_started_them(
+    tmp_path: Path, bundle: Path, until: Callable[..., bool]
+) -> None:
     words = ["deploy", "use_sim=true", f"checkpoint={bundle}", f"logs={tmp_path}", "namespace=left"]
+    words.append(f"record={tmp_path / 'episodes'}")
     deploy = subprocess.Popen([sys.executable, "-m", "vla", *words], stdout=subprocess.DEVNULL)
+    ask = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
+    may = not subprocess.run([sys.executable, "-c", ask], stderr=subprocess.DEVNULL).returncode
     with Conductor("left", lambda: "") as conductor:
         conductor.wait_until_ready()
         nodes = psutil.Process(deploy.pid).children(recursive=True)
-        assert len(nodes) >= 3 and conductor.trigger("franka_node/start")[0]
+        assert len(nodes) >= 4 and conductor.trigger("franka_node/start")[0]
+        of = {name: node for node in nodes for name in NODES if name in node.cmdline()}
+        own, driver = os.getpriority(os.PRIO_PROCESS, 0), of["franka_node"].pid
+        assert os.sched_getscheduler(driver) == (os.SCHED_RR if may else os.SCHED_OTHER)
+        assert os.sched_getscheduler(of["policy_node"].pid) == os.SCHED_OTHER
+        nice = {name: node.nice() for name, node in of.items()}
+        assert nice["recorder_node"] == min(own + 10, 19) and nice["policy_node"] == nice["twin_node"] == own
         deploy.kill()
         deploy.wait()
         assert not psutil.wait_procs(nodes, timeout=15)[1]

@@ -256,4 +256,5 @@ class FrankaNode(ManagedNode):
 def main(arguments: list[str]) -> int:
     # Through shared memory a process that hangs can hold up one that sends to it: not this one. It has no images.
     os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+    process.go_first()
     return process.run(FrankaNode, arguments)

@@ -1,5 +1,6 @@
 """What the nodes' processes have in common: they start, spin, and end in order with a plain message."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +17,19 @@ from std_srvs.srv import Trigger
 from vla.errors import SimrealError
 
 STARTER = "VLA_STARTED_BY"  # the process without which a node has nothing to do; absent with ros2 launch
+REALTIME = 1  # priority, of 1 to 99: before all that is not realtime, behind libfranka's own thread
+NICE = 10
+
+
+def go_first() -> None:
+    """Let the threads that are made from now on run before other processes, if this user may (rtprio in limits.conf)."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME))
+
+
+def stand_back() -> None:
+    """Let other processes run before the threads that are made from now on."""
+    os.nice(NICE)
 
 
 def starter() -> dict[str, str]:

@@ -294,4 +294,5 @@ def _deep(depth: int, reliability: ReliabilityPolicy = ReliabilityPolicy.BEST_EF
 
 
 def main(arguments: list[str]) -> int:
+    process.stand_back()
     return process.run(RecorderNode, arguments)
