@@ -22,7 +22,7 @@ NICE = 10
 
 
 def go_first() -> None:
-    """Let the threads that are made from now on run before other processes, if this user may (rtprio in limits.conf)."""
+    """Let the threads that are made from now on run before other processes, if this user may (limits.conf: rtprio)."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME))
 
