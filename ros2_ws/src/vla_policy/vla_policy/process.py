@@ -1,6 +1,5 @@
 """What the nodes' processes have in common: they start, spin, and end in order with a plain message."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -22,9 +21,12 @@ NICE = 10
 
 
 def go_first() -> None:
-    """Let the threads that are made from now on run before other processes, if this user may (limits.conf: rtprio)."""
-    with contextlib.suppress(PermissionError):
+    """Let the threads that are made from now on run before other processes; says so if this user may not."""
+    try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME))
+    except PermissionError:
+        told = "no realtime priority, other programs may delay commands; allow your user rtprio in limits.conf"
+        print(told, file=sys.stderr, flush=True)
 
 
 def stand_back() -> None:
