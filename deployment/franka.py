@@ -253,10 +253,11 @@ class FrankaArm:
                 f"no Franka answers at {address}: {error}", code="ROBOT_UNREACHABLE",
                 remedy="Check cable and address, unlock the joints and activate FCI in Desk.",
             ) from error  # fmt: skip
-        # libfranka gives the thread that connects the highest priority, if it may. The control thread needs it, which
-        # `_move` starts; Python does not, and whatever else is started from here would inherit it.
-        self._realtime = os.sched_getscheduler(0), os.sched_getparam(0)
-        os.sched_setscheduler(0, *self._own)
+        finally:
+            # libfranka gives the thread that connects the highest priority, if it may. The control thread needs it,
+            # which `_move` starts; Python does not, and whatever else is started from here would inherit it.
+            self._realtime = os.sched_getscheduler(0), os.sched_getparam(0)
+            os.sched_setscheduler(0, *self._own)
         self.robot.set_collision_behavior(config.collision_torque, config.collision_force)
         self.gripper = Gripper(self._hand(), config) if load_gripper else None
         self._motion: Any = None

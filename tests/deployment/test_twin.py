@@ -1,5 +1,6 @@
 """The driver against the twin: real franky, real franky-sim, in processes of their own."""
 
+import os
 import socket
 import struct
 import time
@@ -145,11 +146,13 @@ def test_an_arm_of_another_version_is_an_error(robot: ArmConfig) -> None:
             connection.sendall(struct.pack("<IIIHH4x", 0, number, 20, 1, 3))  # incompatible: it speaks version 3
             connection.recv(64)
 
+    own = os.sched_getscheduler(0)
     with socket.create_server(("127.77.0.2", 1337)) as server:
         Thread(target=refuse, args=(server,), daemon=True).start()
         with pytest.raises(ArmError, match="another version") as caught:
             FrankaArm("127.77.0.2", robot)
     assert caught.value.code == "ROBOT_VERSION" and "franky-control" in caught.value.remedy
+    assert os.sched_getscheduler(0) == own  # libfranka had raised this thread's
 
 
 def test_an_arm_that_goes_silent_is_an_error_at_the_next_command(robot: ArmConfig) -> None:

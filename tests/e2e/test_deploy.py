@@ -69,19 +69,22 @@ def test_nodes_have_priorities_and_end_with_the_process_that_started_them(
     deploy = subprocess.Popen([sys.executable, "-m", "vla", *words], stdout=subprocess.DEVNULL)
     ask = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
     may = not subprocess.run([sys.executable, "-c", ask], stderr=subprocess.DEVNULL).returncode
-    with Conductor("left", lambda: "") as conductor:
-        conductor.wait_until_ready()
-        nodes = psutil.Process(deploy.pid).children(recursive=True)
-        assert len(nodes) >= 4 and conductor.trigger("franka_node/start")[0]
-        of = {name: node for node in nodes for name in NODES if name in node.cmdline()}
-        own, driver = os.getpriority(os.PRIO_PROCESS, 0), of["franka_node"].pid
-        assert os.sched_getscheduler(driver) == (os.SCHED_RR if may else os.SCHED_OTHER)
-        assert os.sched_getscheduler(of["policy_node"].pid) == os.SCHED_OTHER
-        assert of["policy_node"].nice() == of["twin_node"].nice() == own
-        assert until(lambda: of["recorder_node"].nice() == min(own + 10, 19), 10.0)  # nobody waits for it to start
-        deploy.kill()
-        deploy.wait()
-        assert not psutil.wait_procs(nodes, timeout=15)[1]
+    try:
+        with Conductor("left", lambda: "") as conductor:
+            conductor.wait_until_ready()
+            nodes = psutil.Process(deploy.pid).children(recursive=True)
+            assert len(nodes) >= 4 and conductor.trigger("franka_node/start")[0]
+            of = {name: node for node in nodes for name in NODES if name in node.cmdline()}
+            own, driver = os.getpriority(os.PRIO_PROCESS, 0), of["franka_node"].pid
+            assert os.sched_getscheduler(driver) == (os.SCHED_RR if may else os.SCHED_OTHER)
+            assert os.sched_getscheduler(of["policy_node"].pid) == os.SCHED_OTHER
+            assert of["policy_node"].nice() == of["twin_node"].nice() == own
+            assert until(lambda: of["recorder_node"].nice() == min(own + 10, 19), 10.0)  # nobody waits for it to start
+            deploy.kill()
+            deploy.wait()
+            assert not psutil.wait_procs(nodes, timeout=15)[1]
+    finally:
+        deploy.kill()  # its nodes end with it
 
 
 def test_a_policy_on_another_machine_acts_dry_and_its_loss_is_a_fault(
