@@ -33,6 +33,7 @@ HAVE_ONE = (
     "Tasks that put one thing on a plate or a bowl, or into a basket or a tray have an expert, all of libero_spatial "
     "and libero_object among them."
 )
+COARSEST = 0.02  # m
 CHOICE = 31  # of the random stream that draws a task
 PEOPLE = "frontview"  # camera of the pictures for people
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class LiberoConfig:
     initial_states: fixed, the 50 that come with each task, state (seed - 1) % 50 of them; random, drawn by the seed.
     image_size: width and height of both cameras in px; 256 in the published evaluations.
     antialiasing: smooth edges, as in LIBERO; without, a software renderer draws in less than two thirds of the time.
+    mesh_edge: length in m that edges of meshes have about, 0.005 for small images; null as in LIBERO, whose scenes have
+        a quarter of a million triangles, of which a software renderer draws each.
     chunk: actions of a chunk.
     max_translation: bound of a control step in m, per axis.
     max_rotation: bound of a control step in rad, per axis.
@@ -61,6 +64,7 @@ class LiberoConfig:
     initial_states: Literal["fixed", "random"] = "fixed"
     image_size: int = 256
     antialiasing: bool = True
+    mesh_edge: float | None = None
     chunk: int = 8
     max_translation: float = adapter.MAX_TRANSLATION
     max_rotation: float = adapter.MAX_ROTATION
@@ -153,7 +157,8 @@ class Libero:
         self.privileged_size, self.critic_size = (PRIVILEGED, CRITIC) if is_told else (0, 0)
         self.max_steps = config.max_steps or files.LIMITS[config.suite]
         assets = str(files.assets(config.assets))
-        settings = {"assets": assets} | {k: getattr(config, k) for k in ("image_size", "scenes", "antialiasing")}
+        drawn = ("image_size", "scenes", "antialiasing", "mesh_edge")
+        settings = {"assets": assets} | {k: getattr(config, k) for k in drawn}
         self.slots = [_Slot(settings) for _ in range(num_envs)]
 
     def _chosen(self) -> tuple[files.Task, ...]:
@@ -170,6 +175,11 @@ class Libero:
             raise SimrealError(
                 "env.settings: scenes, image_size and max_steps must be 1 or more", code="ENVIRONMENT",
                 remedy="Correct them.",
+            )  # fmt: skip
+        if config.mesh_edge is not None and not 0 < config.mesh_edge <= COARSEST:
+            raise SimrealError(
+                f"env.settings.mesh_edge={config.mesh_edge}: must be more than 0 and at most {COARSEST} m",
+                code="ENVIRONMENT", remedy="0.005 suits images of 64 px; null draws all there is.",
             )  # fmt: skip
         chosen = tuple(known[number] for number in numbers)
         if config.reward == "dense" and (untold := [t.variant for t in chosen if not _expert_goal(t)]):

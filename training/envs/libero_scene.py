@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from training.envs.base import GraphicsError
+from training.envs.libero_control import Control
 from training.envs.libero_grasp import Grasp
+from training.envs.libero_meshes import coarsen
 from training.envs.libero_process import serve
 from training.envs.libero_teaching import Teaching
 from vla import graphics
@@ -51,20 +53,10 @@ from libero.libero.envs import TASK_MAPPING, bddl_utils  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 
-class _Computed:
-    """The simulation as the controller sees it, within a control step: nothing is left to compute."""
-
-    def __init__(self, sim: Any):
-        self.model, self.data = sim.model, sim.data
-
-    def forward(self) -> None:
-        pass
-
-
 class Scene:
     """One task. Its reset is the one of the published evaluations, without compiling the scene again."""
 
-    def __init__(self, bddl: str, antialiasing: bool):
+    def __init__(self, bddl: str, antialiasing: bool, mesh_edge: float | None):
         np.random.seed(0)
         problem = bddl_utils.get_problem_info(bddl)["problem_name"]
         self.env: Any = TASK_MAPPING[problem](
@@ -75,6 +67,8 @@ class Scene:
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         if not antialiasing:
             self.model.vis.quality.offsamples = 0
+        if mesh_edge is not None:
+            coarsen(self.model, mesh_edge)
         self.compiled = {name: getattr(self.model, name).copy() for name in WRITTEN}
         self.seen = mujoco.MjData(self.model)  # the moment that is shown
         self.images: dict[int, _Images] = {}
@@ -98,8 +92,7 @@ class Scene:
         env.sim.forward()
         env._check_success()
         env._post_process()
-        (robot,) = env.robots
-        robot.controller.sim = _Computed(env.sim)
+        self.control = Control(env)
         self.grasp: Grasp | None = None
         for _ in range(SETTLING):
             self.control_step(STAY_OPEN)
@@ -117,7 +110,7 @@ class Scene:
             if substep == SEEN:  # positions of bodies are those before a substep, positions of joints those after it
                 seen.time, seen.qpos[:] = data.time, data.qpos
             mujoco.mj_step1(self.model, data)
-            self.env._pre_action(action, substep == 0)
+            self.control.apply(action, substep == 0)
             mujoco.mj_step2(self.model, data)
             if substep == SEEN:
                 self.seen_fingers = data.qpos[robot._ref_gripper_joint_pos_indexes].copy()
@@ -216,12 +209,12 @@ class _Images:
 class Worker:
     """One environment. assets: folder; image_size: of the cameras in px; scenes: compiled ones that are kept.
 
-    antialiasing: of all images.
+    antialiasing: of all images. mesh_edge: length in m, if they are to be drawn coarsely.
     """
 
-    def __init__(self, assets: str, image_size: int, scenes: int, antialiasing: bool):
+    def __init__(self, assets: str, image_size: int, scenes: int, antialiasing: bool, mesh_edge: float | None):
         libero.libero._assets_path_cache = assets
-        self.image_size, self.kept, self.antialiasing = image_size, scenes, antialiasing
+        self.image_size, self.kept, self.antialiasing, self.mesh_edge = image_size, scenes, antialiasing, mesh_edge
         self.scenes: OrderedDict[str, Scene] = OrderedDict()
         self.scene: Any = None
         self.teaching: Any = None
@@ -235,7 +228,7 @@ class Worker:
             while len(self.scenes) >= self.kept:
                 self.scenes.popitem(last=False)[1].close()
                 _give_back_memory()
-            self.scenes[bddl] = Scene(bddl, self.antialiasing)
+            self.scenes[bddl] = Scene(bddl, self.antialiasing, self.mesh_edge)
         self.scenes.move_to_end(bddl)
         self.scene = self.scenes[bddl]
         self.scene.reset(state, seed)

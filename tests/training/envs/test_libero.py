@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from training import envs
@@ -101,6 +102,53 @@ def test_images_without_smooth_edges_differ_there_only() -> None:
         env.close()
     apart = np.abs(seen[0] - seen[1]).max(-1)
     assert 0.05 < (apart > 10).mean() < 0.5 and np.median(apart) < 3
+
+
+@needs_assets
+def test_coarse_meshes_look_the_same_and_physics_does_not_know() -> None:
+    seen, states = [], []
+    for mesh_edge in (None, 0.005):
+        env = make(image_size=64, mesh_edge=mesh_edge)
+        env.reset(0, EpisodeRequest(1, "libero_object/0"))
+        env.step([0], chunk(1))
+        seen.append(np.stack(list(env.observe([0])[0].images.values())).astype(float))
+        states.append(ask(env, "state"))
+        env.close()
+    np.testing.assert_array_equal(*states)
+    assert 0 < np.abs(seen[0] - seen[1]).mean() < 2
+
+
+@needs_libero
+def test_a_coarse_mesh_has_few_triangles_and_its_shape() -> None:
+    import mujoco
+
+    from training.envs.libero_meshes import coarsen
+
+    def corners(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centres of triangles, and normals as long as twice their areas."""
+        a, b, c = np.moveaxis(points[faces], 1, 0)
+        return (a + b + c) / 3, np.cross(b - a, c - a)
+
+    turn, height = np.arange(10_000) * np.pi * (3 - np.sqrt(5)), np.linspace(-1, 1, 10_000)
+    ball = 0.05 * np.stack([*(np.sqrt(1 - height**2) * (np.cos(turn), np.sin(turn))), height], 1)
+    fine = ConvexHull(ball).simplices
+    inwards = np.einsum("ij,ij->i", *corners(ball, fine)) < 0
+    fine[inwards] = fine[inwards, ::-1]
+    spec = mujoco.MjSpec()
+    spec.add_mesh(name="ball", uservert=ball.ravel(), userface=fine.ravel())
+    for touched in (0, 1):
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="ball", contype=touched, conaffinity=touched)
+    assert coarsen(spec.compile(), 0.01) == 0  # both share it
+    spec.delete(spec.geoms[1])
+    model = spec.compile()
+    assert coarsen(model, 0.01) == len(fine) - model.mesh_facenum[0] and model.mesh_facenum[0] < len(fine) / 10
+    coarse = model.mesh_face[: model.mesh_facenum[0]]
+    centres, normals = corners(model.mesh_vert, coarse)
+    assert abs(np.linalg.norm(centres, axis=1) - 0.05).max() < 0.004
+    assert np.linalg.norm(normals, axis=1).sum() == pytest.approx(2 * 4 * np.pi * 0.05**2, rel=0.05)
+    told = model.mesh_normal[model.mesh_facenormal[: len(coarse)]].mean(1)
+    assert (np.einsum("ij,ij->i", told, centres) > 0).all()  # those of the corners that are left
+    assert coarsen(model, 1.0) == 0  # nothing would be left of it
 
 
 @needs_assets
@@ -309,6 +357,7 @@ def test_tasks_and_states_are_those_of_the_request(tmp_path: Path) -> None:
         ({"tasks": []}, "TASKS"),
         ({"chunks": 2}, "did you mean 'chunk'"),
         ({"scenes": 0}, "must be 1 or more"),
+        ({"mesh_edge": 0.05}, r"mesh_edge=0.05: must be more than 0 and at most 0.02 m"),
         ({"suite": "libero_goal", "reward": "dense"}, r"no expert that knows progress in libero_goal/0(.|\n)*sparse"),
         ({"max_translation": 0.1}, "ACTION_BOUND"),
         ({"assets": "/nowhere"}, r"ASSETS.*nowhere(.|\n)*lerobot/libero-assets(.|\n)*420 MB"),
