@@ -31,6 +31,7 @@ from vla.results import write_json
 
 SHOWN = 8  # proposals
 LETTERS = {"environments": "E", "policy": "P", "learner": "L"}
+SHIPPED = Path("checkpoints/put_on_plate")
 OFT = PublishedConfig(decoding="parallel", chunk=8, stop=False, values=1)  # what is weighed without a checkpoint
 OFT_PROMPT = 34  # tokens of an ordinary instruction
 
@@ -40,7 +41,7 @@ class PlanConfig:
     """Options of `vla plan`; those of `vla train`, and what they would run on.
 
     cluster: the machines.
-    checkpoint: bundle that would be trained; null weighs `model`.
+    checkpoint: bundle that would be trained; null weighs `model`, and measures with the one that a clone comes with.
     model: what would get random weights; null weighs OpenVLA-OFT with 7 billion parameters.
     seed: has no influence.
     iterations: has no influence.
@@ -51,7 +52,7 @@ class PlanConfig:
     algorithm: how it would learn.
     placement: who runs where.
     lora: adapters in place of all weights.
-    auto: measure stage times on this machine for a minute, and propose placement and stages; needs a checkpoint.
+    auto: measure stage times on this machine for a minute, and propose placement and stages.
     auto_seconds: how long to measure.
     auto_out: YAML file of the best placement, for placement=FILE; null prints it.
     force: tell of a GPU that is too small, and end as if it were not.
@@ -117,19 +118,21 @@ def plan(config: PlanConfig) -> int:
 
 def _propose(config: PlanConfig, cluster: Cluster, console: Console) -> int:
     """Measure, let the event model play every candidate, and print them."""
-    if config.checkpoint is None:
+    checkpoint = config.checkpoint or (SHIPPED if config.env.name == "tabletop" and SHIPPED.is_dir() else None)
+    if checkpoint is None:
         raise SimrealError(
-            "--auto measures with a model: it needs checkpoint=", code="CHECKPOINT",
-            remedy="Name the bundle that will be trained, for example checkpoint=checkpoints/put_on_plate.",
+            f"--auto measures with a model: it needs checkpoint=; only in a clone, with env=tabletop, it is {SHIPPED}",
+            code="CHECKPOINT", remedy="Name the bundle that will be trained.",
         )  # fmt: skip
+    console.print(f"measured with {checkpoint}", highlight=False)
     where = config.placement
     if cluster.devices:  # one of its GPUs stands for the others
         where = replace(where, environments=CPU, policy="0", learner="0")
     sizes = config.slots, config.decisions, config.algorithm
-    measured = settle(config.checkpoint, *sizes, where, config.lora, cluster, config.force)
+    measured = settle(checkpoint, *sizes, where, config.lora, cluster, config.force)
     with ray_session():
         times = auto.measure(
-            config.checkpoint, config.env.name, config.env.settings, config.env.variant, *sizes, measured,
+            checkpoint, config.env.name, config.env.settings, config.env.variant, *sizes, measured,
             config.lora, config.auto_seconds, console.print,
         )  # fmt: skip
     console.print(f"update: {times.learner_s:.2f} s with one learner")

@@ -1,5 +1,7 @@
 """What `vla plan --auto` proposes from stage times, and the file that it writes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,21 @@ def test_the_file_is_a_placement(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     file.write_text(as_yaml(best))
     assert configuration.load(PlanConfig, "plan", [f"placement={file}"]).placement == best
+
+
+@pytest.mark.slow
+def test_in_a_clone_it_measures_with_the_policy_that_comes_along(tmp_path: Path) -> None:
+    best = tmp_path / "best.yaml"
+    words = ["--auto", "slots=4", "decisions=2", "auto_seconds=1", f"auto_out={best}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vla", "plan", *words], cwd=Path(__file__).parents[3], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "measured with checkpoints/put_on_plate" in done.stdout and "chunks/s" in done.stdout
+    assert configuration.load(PlanConfig, "plan", [f"placement={best}"]).placement
+
+
+def test_elsewhere_it_says_that_it_needs_a_policy(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vla", "plan", "--auto"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "needs checkpoint=" in done.stderr
