@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 
 from training.envs.base import GraphicsError
-from training.envs.libero_control import Control
 from training.envs.libero_grasp import Grasp
-from training.envs.libero_meshes import coarsen
 from training.envs.libero_process import serve
 from training.envs.libero_teaching import Teaching
 from vla import graphics
@@ -51,6 +49,9 @@ import mujoco  # noqa: E402
 import robosuite  # noqa: E402
 from libero.libero.envs import TASK_MAPPING, bddl_utils  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
+
+from training.envs.libero_control import Control  # noqa: E402
+from training.envs.libero_meshes import coarsen  # noqa: E402
 
 
 class Scene:

@@ -152,6 +152,20 @@ def test_a_coarse_mesh_has_few_triangles_and_its_shape() -> None:
 
 
 @needs_assets
+def test_a_way_to_render_is_found_where_none_is_named() -> None:
+    """These tests name one for all of their processes; whoever imports LIBERO's MuJoCo too early has none."""
+    words = [
+        "from training.envs.libero_scene import Worker",
+        f"worker = Worker({ASSETS!r}, 64, 1, True, None)",
+        "from training.envs import libero_files as files",
+        "worker.reset(str(files.tasks('libero_object')[0].bddl), None, 1, None)",
+        "assert worker.picture('frontview', 64).std() > 10",
+    ]
+    unnamed = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    subprocess.run([sys.executable, "-c", "\n".join(words)], cwd=ROOT, env=unnamed, check=True)
+
+
+@needs_assets
 def test_the_tool_moves_as_it_is_told(env: Any) -> None:
     env.reset(0, EpisodeRequest(1, "libero_spatial/0"))
     (before,) = env.observe([0])
