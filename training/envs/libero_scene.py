@@ -50,7 +50,7 @@ import robosuite  # noqa: E402
 from libero.libero.envs import TASK_MAPPING, bddl_utils  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
-from training.envs.libero_control import Control  # noqa: E402
+from training.envs.libero_control import Control  # noqa: E402 - as all above, imports MuJoCo, which reads MUJOCO_GL
 from training.envs.libero_meshes import coarsen  # noqa: E402
 
 
