@@ -53,7 +53,7 @@ class PlanConfig:
     placement: who runs where.
     lora: adapters in place of all weights.
     auto: measure stage times on this machine for a minute, and propose placement and stages.
-    auto_seconds: how long to measure.
+    auto_seconds: how long to measure, the start of the workers included.
     auto_out: YAML file of the best placement, for placement=FILE; null prints it.
     force: tell of a GPU that is too small, and end as if it were not.
     out: JSON file of the plan, null for none.

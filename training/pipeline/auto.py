@@ -2,7 +2,9 @@
 
 A minute of the engine itself, one environment worker, one policy worker and one learner in turns, with one stage and
 with two, gives the time of the simulators, of a forward pass over all and over half of the environments, and of an
-update. The event model (training/pipeline/model.py) then plays every candidate with these times.
+update. Rollouts are short for it, and an update of full size is extrapolated from two; so few decisions hardly see the
+end of an episode, whose reset is not in the times. The event model (training/pipeline/model.py) then plays every
+candidate with these times.
 """
 
 import os
@@ -32,6 +34,7 @@ from vla.errors import SimrealError
 from vla.lora import Lora
 
 STAGES = (1, 2, 3, 4)
+FEW = (2, 6)  # decisions of every slot in a rollout that is measured, with one stage and with two
 Show = Callable[[str], None]
 
 
@@ -79,40 +82,60 @@ def measure(
     checkpoint: Path, environment: str, settings: dict[str, Any], variant: str, slots: int, decisions: int,
     algorithm: Algorithm, placement: PlacementConfig, lora: Lora, seconds: float, show: Show,
 ) -> StageTimes:  # fmt: skip
-    """Play with this placement's devices and types for about so long; a Ray session has to be open."""
+    """Play with this placement's devices and types for about so long, the start of the workers included.
+
+    A Ray session has to be open.
+    """
     if not isinstance(algorithm, ActorCritic):
         raise SimrealError(
             "stage times are measured in episodes without end", code="ALGORITHM",
             remedy="Measure with algorithm=ppo: a decision takes as long with any other.",
         )  # fmt: skip
-    found: dict[int, tuple[float, float]] = {}
-    update_s = 0.0
-    for stages in (1, 2):
+    forwards: dict[int, float] = {}
+    steps: list[float] = []
+    updates: dict[int, float] = {}
+    began = time.monotonic()
+    for stages, few in zip((1, 2), FEW, strict=True):
         one = replace(
             placement, schedule="synchronous", environment_workers=1, policy_workers=1, learners=1, stages=stages,
             lanes=1, learner_threads=1, policy_threads=1,
         )  # fmt: skip
+        played = min(decisions, few)
+        minibatches = max(1, min(algorithm.minibatches, slots * played // 2))
+        learning = replace(algorithm, critic_iterations=0, minibatches=minibatches)
         with tempfile.TemporaryDirectory() as folder:
             engine = Synchronous(
-                checkpoint, Path(folder), environment, settings, variant, slots, decisions,
-                replace(algorithm, critic_iterations=0), one, 0, 1000, lora,
-            )  # fmt: skip
+                checkpoint, Path(folder), environment, settings, variant, slots, played, learning, one, 0, 1000, lora
+            )
             try:
-                engine.rollout(0)  # the first ones are slower
+                engine.rollout(0)  # the first ones are slower, in the update, too
+                engine.update(0)
                 rows: list[tuple[float, float]] = []
-                until = time.monotonic() + seconds / 2
-                while not rows or time.monotonic() < until:
+                while not rows or time.monotonic() < began + stages * seconds / 2:
                     rollout = engine.rollout(len(rows) + 1)
                     log, policy = rollout.episodes[0], rollout.policy
-                    rows.append((log.step_s / decisions, policy.forward_s / policy.forwards))
-                    if stages == 1 and len(rows) <= 2:  # the first update is slower
-                        update_s = float(engine.update(len(rows)).metrics["update_s"])
+                    rows.append((log.step_s / played, policy.forward_s / policy.forwards))
+                    if len(rows) == 1:
+                        updates[played] = float(engine.update(1).metrics["update_s"])
             finally:
                 engine.close()
-        step_s, call_s = (statistics.median(values) for values in zip(*rows, strict=True))
-        found[stages] = step_s, call_s
+        step_s, forwards[stages] = (statistics.median(values) for values in zip(*rows, strict=True))
+        steps.append(step_s)
+        call_s = forwards[stages]
         show(f"{stages} stages: environments {step_s * 1e3:.1f} ms for all, policy {call_s * 1e3:.1f} ms a call")
-    return StageTimes(slots, decisions, found[1][0], found[1][1], found[2][1], update_s)
+    return StageTimes(slots, decisions, steps[0], forwards[1], forwards[2], at_size(updates, decisions))
+
+
+def at_size(updates: dict[int, float], decisions: int) -> float:
+    """Seconds of an update with so many decisions of every slot, on the line through those measured with few.
+
+    A part of it, the auxiliary phase, takes as long with any number.
+    """
+    (few, first), (more, second) = min(updates.items()), max(updates.items())
+    if few == more:
+        return first * decisions / few
+    slope = min(max(0.0, (second - first) / (more - few)), second / more)  # noise: neither part is below zero
+    return second + slope * (decisions - more)
 
 
 def propose(times: StageTimes, base: PlacementConfig, cluster: Cluster) -> list[Proposal]:

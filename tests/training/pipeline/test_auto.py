@@ -27,6 +27,13 @@ def test_the_fixed_part_of_a_forward_pass_comes_from_two_sizes() -> None:
     assert StageTimes(2, 1, 0.1, 0.1, 0.2, 0.1).policy_fixed_s == 0.1  # noise: never more than all of it
 
 
+def test_an_update_of_full_size_has_its_fixed_part_once() -> None:
+    assert auto.at_size({2: 3.0, 6: 5.0}, 32) == pytest.approx(2.0 + 32 * 0.5)
+    assert auto.at_size({2: 3.0}, 32) == pytest.approx(48.0)  # one size: all of it grows
+    assert auto.at_size({2: 1.0, 6: 6.0}, 12) == pytest.approx(12.0)  # noise: no fixed part below zero
+    assert auto.at_size({2: 6.0, 6: 5.0}, 32) == 5.0
+
+
 def test_what_can_overlap_is_proposed_before_what_takes_turns() -> None:
     found = {one.name: one for one in propose(EQUAL, PlacementConfig(), Cluster(1, 0))}
     rates = [one.chunks_per_s for one in found.values()]
