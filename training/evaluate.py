@@ -216,7 +216,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             initargs=(config,),
         ) as pool,
     ):
-        bar = progress.add_task("", total=sum(counts.values()), completed=len(finished.results))
+        total = sum(counts.values())
+        progress.console.print(f"{len(counts)} variants and controls, {total} episodes", highlight=False)
+        bar = progress.add_task("", total=total, completed=len(finished.results))
         futures = [
             pool.submit(_job, v, first if v == BLIND else v, seeds, [s for s in seeds if s < config.seed + filmed])
             for v, seeds in jobs

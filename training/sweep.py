@@ -18,6 +18,7 @@ from training.pipeline.actors import ray_session
 from training.pipeline.cluster import LOCAL
 from training.run import check_options
 from training.sweep_loop import Elsewhere, Here, Job, why, work
+from training.sweep_reuse import check, take_over
 from training.sweep_run import is_scored
 from training.train import FREE, TrainConfig
 from vla import configuration, options
@@ -56,6 +57,7 @@ class SweepConfig:
     cluster: local, processes of this machine; auto or HOST:PORT, tasks of a Ray cluster whose nodes share the folders.
     resources: that Ray sets aside for a run on a cluster; CPU, GPU and those that nodes declare.
     goal: success whose cost in steps and minutes is told.
+    reuse: folders of other sweeps; a run that one of them has finished, with the same options and beginning, is copied.
     """
 
     out: Path
@@ -70,6 +72,7 @@ class SweepConfig:
     cluster: str = LOCAL
     resources: dict[str, float] = field(default_factory=lambda: {"CPU": 2.0})
     goal: float = 0.8
+    reuse: list[Path] = field(default_factory=list)
 
 
 def runs(config: SweepConfig) -> dict[str, TrainConfig]:
@@ -116,11 +119,14 @@ def sweep(config: SweepConfig) -> int:
     """Train and score what is missing, then compare; the exit code is 1 if a run failed."""
     console = Console()
     wanted = runs(config)
+    check(config.reuse)
     for run in wanted.values():
         check_options(run.out / "config.json", run, FREE)
     jobs, finished = [], 0
     for name, run in wanted.items():
         score = score_of(config, run)
+        if not run.out.exists() and (found := take_over(config.reuse, run, score)) is not None:
+            console.print(f"{name} is a copy of {found}", highlight=False, soft_wrap=True)
         if (run.out / "checkpoint").exists() and (score is None or is_scored(score)):
             finished += 1
             continue

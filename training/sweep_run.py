@@ -17,11 +17,12 @@ LOOK_S = 1.0
 GRACE_S = 10.0  # to end in order
 
 
-def is_scored(config: EvalConfig) -> bool:
-    """Whether the evaluation is there, with as many episodes from the same seed on."""
-    if not config.file.exists():
+def is_scored(config: EvalConfig, file: Path | None = None) -> bool:
+    """Whether the evaluation is there, with as many episodes from the same seed on; file: null for where it belongs."""
+    file = file or config.file
+    if not file.exists():
         return False
-    told = json.loads(config.file.read_text())
+    told = json.loads(file.read_text())
     return told["seed"] == config.seed and {len(o) for o in told.get("outcomes", {}).values()} == {config.episodes}
 
 

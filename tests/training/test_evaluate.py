@@ -189,7 +189,7 @@ def test_an_unknown_suite_or_task_is_refused(tmp_path: Path, wrong: Any, code: s
     assert caught.value.code == code and not list(tmp_path.iterdir())
 
 
-def test_a_killed_evaluation_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = EvalConfig(checkpoint, tmp_path / "eval.json", suite="in_distribution", episodes=3, workers=1)
     finished = evaluate._Finished(config)
     finished.add("in_distribution", [EpisodeResult(90_002, True, 17)])
@@ -200,6 +200,7 @@ def test_a_killed_evaluation_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     summary = evaluate.evaluate(config)
     assert summary["axes"]["in_distribution"]["successes"] >= 1, "the episode that it had played"
     assert summary["axes"]["in_distribution"]["episodes"] == 3 and not finished.file.exists()
+    assert "1 variants and controls, 3 episodes" in capsys.readouterr().out
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

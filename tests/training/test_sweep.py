@@ -16,7 +16,8 @@ from train_run import TINY
 
 from training import metrics
 from training.start import revalued
-from training.sweep import Evaluation, SweepConfig, runs, sweep
+from training.sweep import Evaluation, SweepConfig, runs, score_of, sweep
+from training.sweep_reuse import take_over
 from training.train import TrainConfig, train
 from vla import configuration, options
 from vla.checkpoint import fingerprint, load
@@ -94,6 +95,35 @@ def test_a_failure_does_not_end_the_others_and_what_is_finished_stays(
     made = bundle.stat().st_mtime_ns
     assert sweep(replace(config, variants={"fast": variants["fast"]})) == 0
     assert "1 of 1 runs are finished already" in capsys.readouterr().out and bundle.stat().st_mtime_ns == made
+
+
+def test_what_another_sweep_has_finished_is_copied(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = small(tmp_path / "first", checkpoint, variants={"usual": []})
+    assert sweep(first) == 0
+    (made,) = (tmp_path / "first" / "usual" / "seed_0").glob("metrics.jsonl")
+    variants = {"again": [], "fast": ["algorithm.learning_rate=1e-3"]}
+    with pytest.raises(SimrealError, match="holds no run of a sweep"):
+        sweep(small(tmp_path / "second", checkpoint, variants=variants, reuse=[tmp_path]))
+    second = small(tmp_path / "second", checkpoint, variants=variants, reuse=[first.out])
+    capsys.readouterr()
+    assert sweep(second) == 0
+    said = capsys.readouterr().out
+    assert "again/seed_0 is a copy of" in said and "1 of 2 runs are finished already" in said
+    assert "fast/seed_0 is a copy" not in said and "fast/seed_0 finished" in said
+    assert (second.out / "again" / "seed_0" / "metrics.jsonl").read_bytes() == made.read_bytes()
+    groups = json.loads((second.out / "results.json").read_text())["groups"]
+    assert groups["again"]["greedy"]["episodes"] == 3
+
+    bundle = tmp_path / "other"
+    untrained(bundle, values=2)
+    other = small(tmp_path / "third", bundle, variants={"usual": []}, reuse=[first.out])
+    assert take_over(other.reuse, runs(other)["usual/seed_0"], None) is None, "it began with another bundle"
+    longer = replace(second, out=tmp_path / "fourth", variants={"usual": []}, evaluation=Evaluation(episodes=4))
+    run = runs(longer)["usual/seed_0"]
+    assert take_over(longer.reuse, run, score_of(longer, run)) is not None
+    assert (run.out / "checkpoint").exists() and not list(run.out.glob("eval_*")), "it has 3 episodes, 4 are wanted"
 
 
 @pytest.mark.slow
