@@ -120,7 +120,7 @@ def test_a_machine_that_is_too_small_is_told_and_can_be_overruled(tmp_path: Path
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL, "tabletop_grpo", "maniskill_nano_ppo"])
+@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL, "tabletop_grpo", "maniskill_nano_ppo", "libero_nano_ppo"])
 def test_a_recipe_completes_an_iteration_in_small(name: str, tmp_path: Path) -> None:
     """Its own algorithm and options, on the processors, with a tiny model in the point environment."""
     config = composed(name)
