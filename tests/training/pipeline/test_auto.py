@@ -56,6 +56,7 @@ def test_the_file_is_a_placement(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two starts of Ray, on a busy machine
 def test_in_a_clone_it_measures_with_the_policy_that_comes_along(tmp_path: Path) -> None:
     best = tmp_path / "best.yaml"
     words = ["--auto", "slots=4", "decisions=2", "auto_seconds=1", f"auto_out={best}"]
