@@ -21,7 +21,7 @@ import ray
 import torch
 from rich.progress import track
 
-from training.pipeline.actors import ray_session
+from training.pipeline.actors import actor, ray_session
 from training.pipeline.bell import Bell
 from training.pipeline.block import RolloutBlock, RolloutShape, span, unlink
 from training.workers.policy import INPUTS
@@ -108,9 +108,8 @@ def measure(arguments: argparse.Namespace, shape: RolloutShape, bells: str) -> d
     name = f"simreal_transport_{time.time_ns()}"
     block = RolloutBlock(shape, name, create=True)
     try:
-        here, there = (ray.remote(cls).options(num_cpus=0) for cls in (Environments, Policy))
-        environments: Any = here.remote(shape, name, bells)
-        policy: Any = there.remote(shape, name, bells)
+        environments: Any = actor(Environments, 1).remote(shape, name, bells)
+        policy: Any = actor(Policy, 1).remote(shape, name, bells)
         ray.get(environments.ready.remote())
         found: dict[str, list[float]] = {"shared_memory": [], "ray_calls": []}
         each = arguments.round_trips // arguments.turns

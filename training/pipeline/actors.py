@@ -20,6 +20,9 @@ from vla.errors import SimrealError
 START_S = 600.0  # for a worker to be set up
 UPDATE_DEADLINE_S = 1800  # for a learner to answer, whatever it is asked
 LOOK_S = 0.5  # between looks at whoever is waited for
+# Copies of 1 MiB and more go past the caches, which are smaller than a rollout: images of 16 environments take half the
+# time. By itself the C library begins at most of the last cache's size. Others ignore it.
+LARGE_COPIES = "glibc.cpu.x86_non_temporal_threshold=0x100000"
 
 
 class WorkerLost(EngineError):
@@ -58,7 +61,10 @@ def actor(cls: type, threads: int, gpu: int | None = None, node: str = "", calls
     node: Ray's name of the one that it has to be on; "" if there is one alone.
     calls: that it answers at a time, each in a thread and in any order.
     """
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", LARGE_COPIES),
+    }  # fmt: skip
     if gpu is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": str(gpu), "MUJOCO_EGL_DEVICE_ID": str(gpu)}
     where = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
