@@ -1,6 +1,5 @@
 """Runs that another sweep has finished already: the same variant often stands in several."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from training import origin
 from training.evaluate import EvalConfig
 from training.sweep_run import is_scored
-from training.train import FREE, TrainConfig
+from training.train import TrainConfig
 from vla import options
 from vla.checkpoint import fingerprint
 from vla.errors import SimrealError
@@ -25,8 +24,7 @@ def check(sweeps: Sequence[Path]) -> None:
 def take_over(sweeps: Sequence[Path], run: TrainConfig, score: EvalConfig | None) -> Path | None:
     """Copy a finished run with the same options, seed and beginning to `run.out`, which must not be there yet.
 
-    The placement may differ, as in a run that goes on. An evaluation that it has comes along, and counts if it is that
-    of `score`. Returns the run, None where there is none.
+    An evaluation that it has comes along if it is that of `score`. Returns the run, None where there is none.
     """
     for folder in sweeps:
         for found in sorted(folder.glob(f"*/seed_{run.seed}")):
@@ -45,9 +43,8 @@ def _is_same(folder: Path, run: TrainConfig) -> bool:
     """Whether the run in `folder` has these options and began with this bundle."""
     if run.checkpoint is None or not (folder / origin.FILE).exists():
         return False
-    free = {*FREE, "checkpoint"}
+    free = ("out", "checkpoint", "cluster", "force", "from")
     there, wanted = (
-        {k: v for k, v in told.items() if k not in free}
-        for told in (json.loads((folder / "config.json").read_text()), options.write(run))
+        {k: v for k, v in told.items() if k not in free} for told in (origin.options_of(folder), options.write(run))
     )
     return there == wanted and origin.read(folder)["checkpoint"]["sha256"] == fingerprint(run.checkpoint)

@@ -122,6 +122,8 @@ def test_what_another_sweep_has_finished_is_copied(
     assert take_over(other.reuse, runs(other)["usual/seed_0"], None) is None, "it began with another bundle"
     longer = replace(second, out=tmp_path / "fourth", variants={"usual": []}, evaluation=Evaluation(episodes=4))
     run = runs(longer)["usual/seed_0"]
+    elsewhere = replace(run, placement=replace(run.placement, staleness=run.placement.staleness + 1))
+    assert take_over(longer.reuse, elsewhere, None) is None, "it was placed otherwise"
     assert take_over(longer.reuse, run, score_of(longer, run)) is not None
     assert (run.out / "checkpoint").exists() and not list(run.out.glob("eval_*")), "it has 3 episodes, 4 are wanted"
 
