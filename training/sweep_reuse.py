@@ -14,6 +14,7 @@ from vla.errors import SimrealError
 
 
 def check(sweeps: Sequence[Path]) -> None:
+    """Refuse folders that are no sweeps."""
     for folder in sweeps:
         if not next(folder.glob("*/seed_*/config.json"), None):
             raise SimrealError(
@@ -41,7 +42,7 @@ def take_over(sweeps: Sequence[Path], run: TrainConfig, score: EvalConfig | None
 
 def _is_same(folder: Path, run: TrainConfig) -> bool:
     """Whether the run in `folder` has these options and began with this bundle."""
-    if run.checkpoint is None or not (folder / origin.FILE).exists():
+    if run.checkpoint is None or not run.checkpoint.exists() or not (folder / origin.FILE).exists():
         return False
     free = ("out", "checkpoint", "cluster", "force", "from")
     there, wanted = (

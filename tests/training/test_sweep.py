@@ -120,6 +120,8 @@ def test_what_another_sweep_has_finished_is_copied(
     untrained(bundle, values=2)
     other = small(tmp_path / "third", bundle, variants={"usual": []}, reuse=[first.out])
     assert take_over(other.reuse, runs(other)["usual/seed_0"], None) is None, "it began with another bundle"
+    gone = replace(runs(first)["usual/seed_0"], checkpoint=tmp_path / "nowhere", out=tmp_path / "gone")
+    assert take_over([first.out], gone, None) is None, "its own run says what is wrong, the others go on"
     longer = replace(second, out=tmp_path / "fourth", variants={"usual": []}, evaluation=Evaluation(episodes=4))
     run = runs(longer)["usual/seed_0"]
     elsewhere = replace(run, placement=replace(run.placement, staleness=run.placement.staleness + 1))
