@@ -1,18 +1,20 @@
 """`vla compare RUN RUN ...`: runs of training beside each other, with a statement whether they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from training.comparison import page
-from training.comparison.runs import WINDOW, Group, differing, gather
+from training.comparison.runs import WINDOW, Episode, Group, differing, gather
 from training.comparison.verdict import common, compared, efficiency, greedy, mean_curve, over, trained
 from training.page import plt, write
 from vla.cli import Command
+from vla.comparison import rates
 from vla.errors import SimrealError
 from vla.results import write_json
 
@@ -51,14 +53,20 @@ def compare(config: CompareConfig) -> None:
     print(f"written to {', '.join(str(file) for file in files)}")
 
 
-def comparison(groups: Sequence[Group], goal: float) -> dict[str, Any]:
-    """All that there is to say, as JSON data."""
+def comparison(
+    groups: Sequence[Group], goal: float, beginnings: Mapping[str, Mapping[Episode, bool]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """All that there is to say, as JSON data. beginnings: name -> greedy episodes of what runs began with."""
     scored = [group for group in groups if all(run.greedy for run in group.runs)]
     episodes = common(scored)
     return {
         "goal": goal, "window": WINDOW,
         "evaluated": {
             "variants": sorted({e.variant for e in episodes}), "seeds": [e.seed for e in episodes],
+        },
+        "beginnings": {
+            name: over([rates([played[e] for e in episodes])]) for name, played in beginnings.items()
+            if episodes and played.keys() >= set(episodes)
         },
         "groups": {group.name: {
             "runs": [str(run.folder) for run in group.runs], "seeds": [run.seed for run in group.runs],

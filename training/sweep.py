@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training.compare import comparison, save, show
 from training.comparison.page import markdown
-from training.comparison.runs import gather, is_run
+from training.comparison.runs import episodes_of, gather, is_run
 from training.evaluate import EvalConfig
 from training.page import write
 from training.pipeline.actors import ray_session
@@ -26,10 +26,12 @@ from vla.cli import Command
 from vla.errors import ConfigError, SimrealError
 from vla.results import commit, machine, write_json
 
+BEGINNING = "beginning"  # folder of the evaluation of what runs begin with; a second one's is beginning_2
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a finished run is scored.
+    """How a finished run is scored, and the bundle that it begins with.
 
     suite: of `vla eval`.
     episodes: of each variant of the suite; 0 for no evaluation.
@@ -115,6 +117,20 @@ def score_of(config: SweepConfig, run: TrainConfig) -> EvalConfig | None:
     )
 
 
+def beginnings(config: SweepConfig, wanted: Iterable[TrainConfig]) -> list[EvalConfig]:
+    """Of the bundles that runs begin with, scored as the runs are: what training adds is the difference."""
+    found: dict[str, EvalConfig] = {}
+    for run in wanted:
+        score = score_of(config, run)
+        if score is None or run.checkpoint is None or not run.checkpoint.exists():
+            continue
+        key = f"{run.checkpoint} {options.write(run.env)}"
+        number = f"_{len(found) + 1}" if found else ""
+        file = config.out / f"{BEGINNING}{number}" / score.file.name
+        found.setdefault(key, replace(score, checkpoint=run.checkpoint, out=file))
+    return list(found.values())
+
+
 def sweep(config: SweepConfig) -> int:
     """Train and score what is missing, then compare; the exit code is 1 if a run failed."""
     console = Console()
@@ -122,7 +138,8 @@ def sweep(config: SweepConfig) -> int:
     check(config.reuse)
     for run in wanted.values():
         check_options(run.out / "config.json", run, FREE)
-    jobs, finished = [], 0
+    first = beginnings(config, wanted.values())
+    jobs, finished = [_job(score.file.parent, None, score) for score in first if not is_scored(score)], 0
     for name, run in wanted.items():
         score = score_of(config, run)
         if not run.out.exists() and (found := take_over(config.reuse, run, score)) is not None:
@@ -130,20 +147,26 @@ def sweep(config: SweepConfig) -> int:
         if (run.out / "checkpoint").exists() and (score is None or is_scored(score)):
             finished += 1
             continue
-        job = Job(name, run.out.with_name(f"{run.out.name}.json"), run.out, run.iterations)
-        told = {"train": options.write(run), "evaluation": None if score is None else options.write(score)}
-        write_json(job.file, told)
-        jobs.append(job)
+        jobs.append(_job(run.out, run, score))
     if finished:
         console.print(f"{finished} of {len(wanted)} runs are finished already", highlight=False, soft_wrap=True)
     failed = _work(config, jobs, console)
     reasons = {job.name: why(job) for job in jobs if job.name in failed}
-    _conclude(config, reasons, console)
+    _conclude(config, first, reasons, console)
     for name, reason in reasons.items():
         console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True, markup=False)
     if reasons:
         console.print("the same command goes on with these, after what is wrong has been mended")
     return 1 if reasons else 0
+
+
+def _job(folder: Path, run: TrainConfig | None, score: EvalConfig | None) -> Job:
+    """A run that is trained and scored, or a score alone."""
+    name = folder.name if run is None else f"{folder.parent.name}/{folder.name}"
+    job = Job(name, folder.with_name(f"{folder.name}.json"), folder, 0 if run is None else run.iterations)
+    told = {"train": run, "evaluation": score}
+    write_json(job.file, {key: None if value is None else options.write(value) for key, value in told.items()})
+    return job
 
 
 def _work(config: SweepConfig, jobs: list[Job], console: Console) -> dict[str, int]:
@@ -155,13 +178,14 @@ def _work(config: SweepConfig, jobs: list[Job], console: Console) -> dict[str, i
         return work(jobs, config.jobs, Elsewhere(config.resources), console)
 
 
-def _conclude(config: SweepConfig, failed: Mapping[str, str], console: Console) -> None:
+def _conclude(config: SweepConfig, first: Sequence[EvalConfig], failed: Mapping[str, str], console: Console) -> None:
     """table.md, results.json and curves.png, of whatever has learned so far."""
     folders = [config.out / name for name in config.variants]
     known = [folder for folder in folders if any(is_run(run) for run in folder.glob("*"))]
     if not known:
         return
-    found: dict[str, Any] = comparison(gather(known), config.goal) | {
+    begun = {score.file.parent.name: episodes_of(score.file) for score in first if is_scored(score)}
+    found: dict[str, Any] = comparison(gather(known), config.goal, begun) | {
         "sweep": options.write(config), "failed": dict(failed), "commit": commit(), "machine": machine("torch", "ray"),
     }  # fmt: skip
     save(found, config.out / "curves.png", config.out / "results.json")

@@ -27,10 +27,11 @@ def is_scored(config: EvalConfig, file: Path | None = None) -> bool:
 
 
 def play_out(file: Path) -> int:
-    """Train to the end, then score; what is finished stays. Returns the exit code."""
+    """Train to the end, then score; either may be left out, what is finished stays. Returns the exit code."""
     told = json.loads(file.read_text())
     try:
-        train(options.read(TrainConfig, told["train"]))
+        if told["train"] is not None:
+            train(options.read(TrainConfig, told["train"]))
         if told["evaluation"] is not None:
             score = options.read(EvalConfig, told["evaluation"])
             if not is_scored(score):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from training.compare import CompareConfig, compare, comparison
-from training.comparison.page import markdown, rows
-from training.comparison.runs import WINDOW, gather, windowed
+from training.comparison.page import figure, markdown, rows
+from training.comparison.runs import WINDOW, episodes_of, gather, windowed
 from training.comparison.verdict import mean_curve, to_goal
 from training.evaluate import EvalConfig, Suite, summarize
 from training.play import EpisodeResult
@@ -203,6 +203,23 @@ def test_page_picture_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SimrealError, match="no page") as caught:
         compare(CompareConfig([one], tmp_path / "c.txt"))
     assert caught.value.code == "OUTPUT"
+
+
+def test_what_runs_began_with_stands_beside_them(tmp_path: Path) -> None:
+    """On the episodes that all have played, and not at all where it has not played them."""
+    one = make(tmp_path / "one", RISING)
+    evaluate(one, [True, False, True, True], seed=90_002)
+    evaluate(tmp_path, [True, False, False, False, True, True], name="start")
+    found = comparison(gather([one]), 0.8, {"beginning": episodes_of(tmp_path / "eval_tabletop_start.json")})
+    before = found["beginnings"]["beginning"]
+    assert before["rate"] == 0.25 and before["episodes"] == 4 and before["over"] == "episodes"
+    assert rows(found)[0][:3] == ["beginning", "", "25.0% (5 to 70 over episodes)"]
+    assert "before training" in markdown(found) and "beginning" in markdown(found)
+    lines = [line for line in figure(found).axes[0].get_lines() if line.get_label() == "beginning, greedy"]
+    assert [set(line.get_ydata()) for line in lines] == [{0.25}]
+    evaluate(tmp_path, [True], name="start")
+    fewer = comparison(gather([one]), 0.8, {"beginning": episodes_of(tmp_path / "eval_tabletop_start.json")})
+    assert not fewer["beginnings"] and "before training" not in markdown(fewer)
 
 
 def test_an_evaluation_without_single_episodes_is_named(tmp_path: Path) -> None:

@@ -90,7 +90,15 @@ def test_a_failure_does_not_end_the_others_and_what_is_finished_stays(
     assert list(found["groups"]) == ["fast"] and "CHECKPOINT_MISSING" in found["failed"]["broken/seed_0"]
     greedy = found["groups"]["fast"]["greedy"]
     assert greedy["episodes"] == 3 and found["evaluated"]["seeds"] == [90_001, 90_002, 90_003]
-    assert "| fast | 0 |" in (out / "table.md").read_text() and (out / "curves.png").stat().st_size > 10_000
+    table = (out / "table.md").read_text()
+    assert "| fast | 0 |" in table and (out / "curves.png").stat().st_size > 10_000
+    (file,) = (out / "beginning").glob("eval_*_in_distribution.json")
+    played = json.loads(file.read_text())
+    assert played["checkpoint"] == str(checkpoint) and list(found["beginnings"]) == ["beginning"]
+    wins = played["variants"]["in_distribution"]
+    before = found["beginnings"]["beginning"]
+    assert (before["rate"], before["episodes"], before["interval95"]) == (wins["rate"], 3, wins["wilson95"])
+    assert f"| beginning |  | {wins['rate']:.1%} (" in table
     bundle = out / "fast" / "seed_0" / "checkpoint" / "model.safetensors"
     made = bundle.stat().st_mtime_ns
     assert sweep(replace(config, variants={"fast": variants["fast"]})) == 0

@@ -26,6 +26,9 @@ def figure(found: Mapping[str, Any]) -> plt.Figure:
                 rate, (low, high) = group["greedy"]["rate"], group["greedy"]["interval95"]
                 bars = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
                 axis.errorbar([x[-1]], [rate], yerr=bars, color=color, marker="o", capsize=3)
+    for name, entry in found["beginnings"].items():
+        for axis in axes:
+            axis.axhline(entry["rate"], color="#333", linewidth=1, linestyle="--", label=f"{name}, greedy")
     for axis, label in zip(axes, ("thousand environment steps", "minutes"), strict=True):
         axis.axhline(found["goal"], color="#999", linewidth=0.8, linestyle=":")
         axis.set_xlabel(label)
@@ -38,8 +41,9 @@ def figure(found: Mapping[str, Any]) -> plt.Figure:
 
 
 def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the table, a row for each group; HEADINGS are those of its columns."""
-    return [
+    """The cells of the table, a row for what runs began with and for each group; HEADINGS are those of its columns."""
+    before = [[name, "", _rate(entry), *[""] * (len(HEADINGS) - 3)] for name, entry in found["beginnings"].items()]
+    return before + [
         [
             name, ", ".join(str(seed) for seed in group["seeds"]), _rate(group["greedy"]), _rate(group["training"]),
             _goal(group["to_goal"], "env_steps"), _goal(group["to_goal"], "minutes"),
@@ -71,14 +75,15 @@ def legend(found: Mapping[str, Any]) -> str:
     """What the numbers mean."""
     episodes = found["evaluated"]
     variants = ", ".join(episodes["variants"])
+    before = "Beginning: the bundle that runs started from, before training. " if found["beginnings"] else ""
     evaluated = "No greedy evaluation is there that all share. "
     if variants:
         evaluated = f"Greedy evaluation: {len(episodes['seeds'])} episodes of each run, {variants}. "
     return (
-        f"{evaluated}Training: sampled actions, the last {found['window']} episodes. Goal: {found['goal']:.0%} over "
-        f"{found['window']} episodes; the median, and how many runs reached it. Intervals are 95%: bootstrap over "
-        "seeds from 3 on, else Wilson over episodes; the shade around a curve likewise, of two runs the runs "
-        "themselves. p-values are not corrected for several comparisons."
+        f"{evaluated}{before}Training: sampled actions, the last {found['window']} episodes. "
+        f"Goal: {found['goal']:.0%} over {found['window']} episodes; the median, and how many runs reached it. "
+        "Intervals are 95%: bootstrap over seeds from 3 on, else Wilson over episodes; the shade around a curve "
+        "likewise, of two runs the runs themselves. p-values are not corrected for several comparisons."
     )
 
 

@@ -117,11 +117,19 @@ def _greedy(folder: Path, notes: list[str]) -> tuple[dict[Episode, bool], tuple[
         if "outcomes" not in told:
             notes.append(f"{file} does not tell its episodes one by one: write it anew with `vla eval`")
             continue
-        world = json.dumps({k: told["env"][k] for k in ("name", "settings")}, sort_keys=True)
-        for variant in told["variants"]:
-            won = enumerate(told["outcomes"][variant], told["seed"])
-            found |= {Episode(world, variant, seed): letter == "1" for seed, letter in won}
+        found |= episodes_of(file)
     return found, tuple(notes)
+
+
+def episodes_of(file: Path) -> dict[Episode, bool]:
+    """Of a result of `vla eval` that tells its episodes one by one, without controls: whether each succeeded."""
+    told = json.loads(file.read_text())
+    world = json.dumps({k: told["env"][k] for k in ("name", "settings")}, sort_keys=True)
+    return {
+        Episode(world, variant, seed): letter == "1"
+        for variant in told["variants"]
+        for seed, letter in enumerate(told["outcomes"][variant], told["seed"])
+    }
 
 
 def gather(folders: Sequence[Path]) -> list[Group]:
