@@ -35,6 +35,7 @@ ABLATIONS = {  # name -> the options in which its variants differ
         {"algorithm.length_normalization", "algorithm.divide_by_std", "algorithm.normalize_advantages"},
     "lora_vs_full": {"lora.rank", "algorithm.learning_rate"},
     "learning_rate": {"algorithm.learning_rate"},
+    "auxiliary_phase": {"algorithm.learning_rate", "algorithm.perception_steps", "algorithm.train_vision"},
 }  # fmt: skip
 
 
