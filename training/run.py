@@ -107,7 +107,8 @@ def check_options(file: Path, config: Any, ignore: tuple[str, ...]) -> dict[str,
     """The options of a run but those in `ignore`; refuses a folder whose `file` records other ones."""
     record = {k: v for k, v in options.write(config).items() if k not in ignore}
     if file.exists():
-        found = {k: v for k, v in json.loads(file.read_text()).items() if k not in ignore}
+        told = options.fill(type(config), json.loads(file.read_text()))  # a version before may know fewer
+        found = {k: v for k, v in told.items() if k not in ignore}
         differing = _differences(found, record)
         if differing:
             raise SimrealError(

@@ -45,7 +45,6 @@ def _is_same(folder: Path, run: TrainConfig) -> bool:
     if run.checkpoint is None or not run.checkpoint.exists() or not (folder / origin.FILE).exists():
         return False
     free = ("out", "checkpoint", "cluster", "force", "from")
-    there, wanted = (
-        {k: v for k, v in told.items() if k not in free} for told in (origin.options_of(folder), options.write(run))
-    )
+    known = options.fill(TrainConfig, origin.options_of(folder))
+    there, wanted = ({k: v for k, v in told.items() if k not in free} for told in (known, options.write(run)))
     return there == wanted and origin.read(folder)["checkpoint"]["sha256"] == fingerprint(run.checkpoint)

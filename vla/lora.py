@@ -5,7 +5,7 @@ peft takes seconds to import, so only who has adapters does.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Lora:
     rank: of the adapters; 0 trains all weights.
     alpha: their outputs are scaled by alpha / rank.
     target: regular expression of the names of the layers that get one.
+    modules_to_save: names of parts of the model that are trained as a whole beside the heads, such as vision_backbone.
     """
 
     rank: int = 0
@@ -39,20 +40,34 @@ class Lora:
     target: str = (
         r"(vision_backbone|projector|language_model)\..*(qkv|proj|fc1|fc2|fc3|[qkvo]_proj|gate_proj|up_proj|down_proj)"
     )
+    modules_to_save: list[str] = field(default_factory=list)
 
 
 FULL = Lora()  # no adapters: all weights are trained
 
 
 def attach(model: nn.Module, lora: Lora) -> int:
-    """Freeze the model but for its heads, and give its layers fresh adapters; how many."""
+    """Freeze the model but for its heads and `modules_to_save`, and give its layers fresh adapters; how many."""
     from peft import LoraConfig, inject_adapter_in_model
 
     pattern, idle = re.compile(lora.target), tuple(getattr(model, "idle", ()))
+    whole = tuple(f"{name}." for name in lora.modules_to_save)
+    names = [f"{name}." for name, _ in model.named_parameters()]
+    if missing := [part for part in whole if not any(name.startswith(part) for name in names)]:
+        known = ", ".join(sorted({name.partition(".")[0] for name in names}))
+        raise AdapterError(
+            Fault(
+                "LORA_MODULES",
+                "lora.modules_to_save",
+                "parts of the model",
+                repr(missing[0][:-1]),
+                f"Name some of {known}.",
+            )
+        )
     layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and pattern.fullmatch(name) and not name.startswith(idle)
+        if isinstance(module, nn.Linear) and pattern.fullmatch(name) and not name.startswith((*idle, *whole))
     ]
     if not layers:
         remedy = "Correct lora.target; `model.named_modules()` lists the layers."
@@ -65,7 +80,7 @@ def attach(model: nn.Module, lora: Lora) -> int:
     )
     inject_adapter_in_model(config, model, NAME)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = ".lora_" in name or name.startswith(OURS)
+        parameter.requires_grad = ".lora_" in name or name.startswith((*OURS, *whole))
     return len(layers)
 
 

@@ -33,7 +33,7 @@ ABLATIONS = {  # name -> the options in which its variants differ
     "group_filter": {"algorithm.filter_groups", "algorithm.refills"},
     "masks_and_normalization":
         {"algorithm.length_normalization", "algorithm.divide_by_std", "algorithm.normalize_advantages"},
-    "lora_vs_full": {"lora.rank", "algorithm.learning_rate"},
+    "lora_vs_full": {"lora.rank", "lora.modules_to_save", "algorithm.learning_rate"},
     "learning_rate": {"algorithm.learning_rate"},
     "auxiliary_phase": {"algorithm.learning_rate", "algorithm.perception_steps", "algorithm.train_vision"},
 }  # fmt: skip

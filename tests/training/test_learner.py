@@ -197,6 +197,22 @@ def test_adapters_and_their_optimizer_come_back(build: Build, tmp_path: Path) ->
     assert same()
 
 
+def test_the_auxiliary_phase_trains_a_vision_that_is_saved_beside_adapters(build: Build, tmp_path: Path) -> None:
+    learner = build(replace(CONFIG, critic_iterations=0), adapters=Lora(rank=2, modules_to_save=["vision_backbone"]))
+    before = {k: v.clone() for k, v in learner.policy.model.named_parameters()}
+    assert not any(".lora_" in name for name in before if name.startswith("vision_backbone."))
+    learner.update(0)
+    moved = {k for k, v in learner.policy.model.named_parameters() if not torch.equal(v, before[k])}
+    assert any("heatmaps" in name for name in moved) and any(".lora_B." in name for name in moved)
+    assert not any(name.startswith("language_model.") and ".lora_" not in name for name in moved)
+    assert moved <= set(sent(learner.policy.model, learner.adapters))
+    learner.export(str(tmp_path / "out"), {}, {})
+    saved = Policy.load(tmp_path / "out", None).model.state_dict()
+    own = learner.policy.model.state_dict()
+    vision = [name for name in saved if name.startswith("vision_backbone.")]
+    assert vision and all(torch.equal(saved[name], own[name]) for name in vision)
+
+
 def test_what_is_trained_stays_float32_beside_frozen_bfloat16(build: Build, tmp_path: Path) -> None:
     """Steps of 1e-5 are lost in bfloat16's roundings of most weights."""
     config = replace(CONFIG, critic="head", critic_iterations=0, perception_steps=0, learning_rate=1e-5)

@@ -111,6 +111,9 @@ def test_what_another_sweep_has_finished_is_copied(
     first = small(tmp_path / "first", checkpoint, variants={"usual": []})
     assert sweep(first) == 0
     (made,) = (tmp_path / "first" / "usual" / "seed_0").glob("metrics.jsonl")
+    told = json.loads(made.with_name("config.json").read_text())
+    del told["lora"]["modules_to_save"]  # as a version before that option has it
+    made.with_name("config.json").write_text(json.dumps(told))
     variants = {"again": [], "fast": ["algorithm.learning_rate=1e-3"]}
     with pytest.raises(SimrealError, match="holds no run of a sweep"):
         sweep(small(tmp_path / "second", checkpoint, variants=variants, reuse=[tmp_path]))

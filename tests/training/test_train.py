@@ -27,6 +27,7 @@ from vla import configuration
 from vla.checkpoint import load
 from vla.contract import ContractError
 from vla.errors import ConfigError, SimrealError
+from vla.lora import Lora
 from vla.models.mlp import MLPConfig
 from vla.results import commit
 
@@ -197,6 +198,14 @@ def test_a_folder_with_another_run_is_refused(checkpoint: Path, tmp_path: Path) 
     # The placement may change: it is the same run on other processes.
     moved = tiny(out, checkpoint, placement=PlacementConfig(stages=2))
     RunFolder(out, moved, ignore=("out", "placement", "cluster"))
+    # A version before knew fewer options: they had what is their default now.
+    told = json.loads(before)
+    del told["lora"]["modules_to_save"], told["algorithm"]["adaptive_kl"]
+    (out / "config.json").write_text(json.dumps(told))
+    RunFolder(out, moved, ignore=("out", "placement", "cluster"))
+    changed = tiny(out, checkpoint, lora=Lora(modules_to_save=["projector"]))
+    with pytest.raises(SimrealError, match=r"lora.modules_to_save \(\[\] there, \['projector'\] now\)"):
+        RunFolder(out, changed, ignore=("out", "placement", "cluster"))
 
 
 @pytest.mark.parametrize("word", ["policy=runs/oft/bundle", "bundle=runs/oft/bundle", "policy.folder=x"])

@@ -170,6 +170,19 @@ def test_only_adapters_and_heads_take_gradients_and_merging_keeps_the_function(
     assert policy.model.state_dict().keys() == before.keys()
 
 
+def test_parts_that_are_saved_as_a_whole_get_no_adapters(published: Published) -> None:
+    model = published().model
+    with pytest.raises(lora.AdapterError, match=r"found 'project'.*Name some of .*projector") as caught:
+        lora.attach(model, lora.Lora(rank=4, modules_to_save=["project"]))
+    assert caught.value.code == "LORA_MODULES"
+    lora.attach(model, lora.Lora(rank=4, modules_to_save=["projector"]))
+    kinds = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    projector = [name for name in kinds if name.startswith("projector.")]
+    assert projector and all(kinds[name] for name in projector) and not any(".lora_" in name for name in projector)
+    trunk = [name for name in kinds if name.startswith("language_model.")]
+    assert all(kinds[name] == (".lora_" in name) for name in trunk) and any(kinds[name] for name in trunk)
+
+
 class Kept:
     """Bytes that autograd keeps for the backward pass."""
 
