@@ -122,13 +122,10 @@ def beginnings(config: SweepConfig, wanted: Iterable[TrainConfig]) -> list[EvalC
     found: dict[str, EvalConfig] = {}
     for run in wanted:
         score = score_of(config, run)
-        if score is None or run.checkpoint is None or not run.checkpoint.exists():
-            continue
-        key = f"{run.checkpoint} {options.write(run.env)}"
-        number = f"_{len(found) + 1}" if found else ""
-        file = config.out / f"{BEGINNING}{number}" / score.file.name
-        found.setdefault(key, replace(score, checkpoint=run.checkpoint, out=file))
-    return list(found.values())
+        if score is not None and run.checkpoint is not None and run.checkpoint.exists():
+            found.setdefault(f"{run.checkpoint} {options.write(run.env)}", replace(score, checkpoint=run.checkpoint))
+    folders = (BEGINNING if not n else f"{BEGINNING}_{n + 1}" for n in range(len(found)))
+    return [replace(s, out=config.out / name / s.file.name) for name, s in zip(folders, found.values(), strict=True)]
 
 
 def sweep(config: SweepConfig) -> int:
@@ -184,7 +181,8 @@ def _conclude(config: SweepConfig, first: Sequence[EvalConfig], failed: Mapping[
     known = [folder for folder in folders if any(is_run(run) for run in folder.glob("*"))]
     if not known:
         return
-    begun = {score.file.parent.name: episodes_of(score.file) for score in first if is_scored(score)}
+    names = [BEGINNING if len(first) == 1 else f"{BEGINNING} {score.checkpoint}" for score in first]
+    begun = {name: episodes_of(score.file) for name, score in zip(names, first, strict=True) if is_scored(score)}
     found: dict[str, Any] = comparison(gather(known), config.goal, begun) | {
         "sweep": options.write(config), "failed": dict(failed), "commit": commit(), "machine": machine("torch", "ray"),
     }  # fmt: skip

@@ -23,6 +23,9 @@ def is_scored(config: EvalConfig, file: Path | None = None) -> bool:
     if not file.exists():
         return False
     told = json.loads(file.read_text())
+    wanted = str(config.checkpoint), options.write(config.env)
+    if config.out is not None and (told["checkpoint"], told["env"]) != wanted:
+        return False  # beside a bundle it is that one's, elsewhere it may be another's
     return told["seed"] == config.seed and {len(o) for o in told.get("outcomes", {}).values()} == {config.episodes}
 
 

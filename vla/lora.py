@@ -54,16 +54,9 @@ def attach(model: nn.Module, lora: Lora) -> int:
     whole = tuple(f"{name}." for name in lora.modules_to_save)
     names = [f"{name}." for name, _ in model.named_parameters()]
     if missing := [part for part in whole if not any(name.startswith(part) for name in names)]:
-        known = ", ".join(sorted({name.partition(".")[0] for name in names}))
-        raise AdapterError(
-            Fault(
-                "LORA_MODULES",
-                "lora.modules_to_save",
-                "parts of the model",
-                repr(missing[0][:-1]),
-                f"Name some of {known}.",
-            )
-        )
+        remedy = f"Name some of {', '.join(sorted({name.partition('.')[0] for name in names}))}."
+        found = repr(missing[0][:-1])
+        raise AdapterError(Fault("LORA_MODULES", "lora.modules_to_save", "parts of the model", found, remedy))
     layers = [
         name
         for name, module in model.named_modules()

@@ -101,7 +101,9 @@ def test_a_failure_does_not_end_the_others_and_what_is_finished_stays(
     assert f"| beginning |  | {wins['rate']:.1%} (" in table
     bundle = out / "fast" / "seed_0" / "checkpoint" / "model.safetensors"
     made = bundle.stat().st_mtime_ns
+    file.write_text(json.dumps(played | {"checkpoint": "another"}))
     assert sweep(replace(config, variants={"fast": variants["fast"]})) == 0
+    assert json.loads(file.read_text()) == played, "it was another bundle's"
     assert "1 of 1 runs are finished already" in capsys.readouterr().out and bundle.stat().st_mtime_ns == made
 
 
