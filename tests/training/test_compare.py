@@ -83,6 +83,22 @@ def test_equal_options_but_the_seed_make_a_group_and_folders_do(tmp_path: Path) 
     assert caught.value.code == "RUN_MISSING"
 
 
+def test_runs_of_versions_with_fewer_options_are_of_the_same_method(tmp_path: Path) -> None:
+    make(tmp_path / "a" / "seed_0", RISING, 0)
+    make(tmp_path / "a" / "seed_1", RISING, 1, values=None)
+    make(tmp_path / "a" / "seed_2", RISING, 2, values="chunk")
+    groups = gather([tmp_path / "a" / f"seed_{seed}" for seed in (0, 1, 2)])
+    assert [(group.name, len(group.runs)) for group in groups] == [("a", 2), ("seed_2", 1)]
+    assert set(comparison(groups, 0.8)["options"]) == {"values"}
+
+
+def test_a_component_that_is_gone_is_noted(tmp_path: Path) -> None:
+    run = make(tmp_path / "own", RISING, algorithm={"_target_": "gone.away.Config", "learning_rate": 1e-4})
+    (group,) = gather([run])
+    assert group.runs[0].config["algorithm._target_"] == "gone.away.Config"
+    assert "gone.away.Config can't be imported" in group.runs[0].notes[0]
+
+
 def test_names_that_are_there_twice_are_told_apart(tmp_path: Path) -> None:
     runs = [make(tmp_path / side / "run", RISING, rate=rate) for side, rate in (("a", 1.0), ("b", 2.0))]
     assert [group.name for group in gather(runs)] == ["a/run", "b/run"]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training import metrics, origin
-from vla.errors import SimrealError
+from training.train import TrainConfig
+from vla import options
+from vla.errors import ConfigError, SimrealError
 
 WINDOW = 200  # episodes over which training's success is taken
 BY_NAME = ("seed", "out", "from", "force", "cluster")  # options that do not make another method
@@ -89,16 +91,21 @@ def read(folder: Path) -> Run:
     """A run, finished or not."""
     data, rows = json.loads((folder / "config.json").read_text()), metrics.read(folder)
     notes = [] if (folder / "checkpoint").exists() else [f"{folder}: {len(rows)} of {data['iterations']} iterations"]
-    config, facts = flat({k: v for k, v in data.items() if k not in BY_NAME}), {}
+    facts: dict[str, Any] = {}
     if (folder / origin.FILE).exists():
         begun = origin.read(folder)
         first = origin.begun(begun)
-        config |= flat({"placement": first["placement"]})
-        if config["checkpoint"] is not None:  # the same weights may lie elsewhere
-            config["checkpoint"] = f"sha256 {begun['checkpoint']['sha256'][:16]}"
+        data["placement"] = first["placement"]
+        if data["checkpoint"] is not None:  # the same weights may lie elsewhere
+            data["checkpoint"] = f"sha256 {begun['checkpoint']['sha256'][:16]}"
         facts = flat({k: first[k] for k in ("commit", "machine", "packages")})
         if broken := origin.interruptions(begun):
             notes.append(f"{folder} was interrupted before iteration {', '.join(broken)}")
+    try:
+        data = options.fill(TrainConfig, data)  # a version before may know fewer
+    except ConfigError as error:
+        notes.append(f"{folder}: {error}")
+    config = flat({k: v for k, v in data.items() if k not in BY_NAME})
     wins = windowed(rows)
     curve = Curve(
         [int(row["time/total_env_steps"]) for row in rows], [row["time/elapsed_s"] / 60 for row in rows],
@@ -165,11 +172,12 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _name(folders: Sequence[Path]) -> str:
-    """What the names of the folders have in common."""
-    names = [folder.resolve().name for folder in folders]
+    """What the names of the folders have in common; of `ppo/seed_0` and `ppo/seed_1` it is `ppo`."""
+    names, above = [folder.resolve().name for folder in folders], {folder.resolve().parent.name for folder in folders}
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     common = "".join(letters[0] for letters in alike)
-    return common.rstrip("_-. ").removesuffix("seed").rstrip("_-. ") or names[0]
+    own = common.rstrip("_-. ").removesuffix("seed").rstrip("_-. ")
+    return own or (above.pop() if len(above) == 1 else names[0])
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
