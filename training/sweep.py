@@ -175,14 +175,19 @@ def _work(config: SweepConfig, jobs: list[Job], console: Console) -> dict[str, i
         return work(jobs, config.jobs, Elsewhere(config.resources), console)
 
 
+def title(beginning: EvalConfig, of: int) -> str:
+    """What a table calls it; of several, the same bundle in two simulators included, no two are called alike."""
+    folder = beginning.file.parent.name
+    return folder if of == 1 else f"{folder} {beginning.checkpoint}"
+
+
 def _conclude(config: SweepConfig, first: Sequence[EvalConfig], failed: Mapping[str, str], console: Console) -> None:
     """table.md, results.json and curves.png, of whatever has learned so far."""
     folders = [config.out / name for name in config.variants]
     known = [folder for folder in folders if any(is_run(run) for run in folder.glob("*"))]
     if not known:
         return
-    names = [BEGINNING if len(first) == 1 else f"{BEGINNING} {score.checkpoint}" for score in first]
-    begun = {name: episodes_of(score.file) for name, score in zip(names, first, strict=True) if is_scored(score)}
+    begun = {title(score, len(first)): episodes_of(score.file) for score in first if is_scored(score)}
     found: dict[str, Any] = comparison(gather(known), config.goal, begun) | {
         "sweep": options.write(config), "failed": dict(failed), "commit": commit(), "machine": machine("torch", "ray"),
     }  # fmt: skip

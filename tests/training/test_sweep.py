@@ -16,7 +16,7 @@ from train_run import TINY
 
 from training import metrics
 from training.start import revalued
-from training.sweep import Evaluation, SweepConfig, runs, score_of, sweep
+from training.sweep import Evaluation, SweepConfig, beginnings, runs, score_of, sweep, title
 from training.sweep_reuse import take_over
 from training.train import TrainConfig, train
 from vla import configuration, options
@@ -105,6 +105,17 @@ def test_a_failure_does_not_end_the_others_and_what_is_finished_stays(
     assert sweep(replace(config, variants={"fast": variants["fast"]})) == 0
     assert json.loads(file.read_text()) == played, "it was another bundle's"
     assert "1 of 1 runs are finished already" in capsys.readouterr().out and bundle.stat().st_mtime_ns == made
+
+
+def test_one_bundle_in_two_simulators_is_two_beginnings(checkpoint: Path, tmp_path: Path) -> None:
+    variants: dict[str, list[str]] = {"usual": [], "fast": ["algorithm.learning_rate=1e-3"]}
+    config = small(tmp_path, checkpoint, variants=variants)
+    (only,) = beginnings(config, runs(config).values())
+    assert title(only, 1) == "beginning"
+    config = replace(config, variants=variants | {"slow": ["env.settings.pause_s=0.01"]})
+    first, second = found = beginnings(config, runs(config).values())
+    assert first == only and first.checkpoint == second.checkpoint and first.file != second.file
+    assert [title(score, len(found)) for score in found] == [f"beginning {checkpoint}", f"beginning_2 {checkpoint}"]
 
 
 def test_what_another_sweep_has_finished_is_copied(
